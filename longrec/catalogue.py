@@ -1,0 +1,60 @@
+"""The catalogue: which item an index stands for. Index i of the wire is row i of `catalogue.parquet`.
+
+polars is imported only when a file is read or written, so that a client that asks for no titles never loads it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from longrec.errors import CheckpointError
+
+__all__ = ["Catalogue"]
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """External ids, titles and interaction counts of the items, in index order.
+
+    Args:
+        ids: the items' external ids, unique.
+        titles: what to show for each; the id itself where the data has no title.
+    """
+
+    ids: Sequence[str]
+    titles: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @cached_property
+    def index(self) -> Mapping[str, int]:
+        """External id -> catalogue index."""
+        return {item: i for i, item in enumerate(self.ids)}
+
+    def save(self, path: Path) -> None:
+        """Write `path` (Parquet, columns `item` and `title`)."""
+        import polars as pl
+
+        pl.DataFrame({"item": list(self.ids), "title": list(self.titles)}).write_parquet(path)
+
+    @classmethod
+    def load(cls, path: Path) -> "Catalogue":
+        """Read `path`.
+
+        Raises:
+            CheckpointError: the file lacks a column or repeats an id.
+        """
+        import polars as pl
+
+        frame = pl.read_parquet(path)
+        missing = {"item", "title"} - set(frame.columns)
+        if missing:
+            raise CheckpointError(f"{path}: expected columns item and title, got {frame.columns}")
+        catalogue = cls(frame["item"].cast(pl.String).to_list(), frame["title"].cast(pl.String).to_list())
+        if len(catalogue.index) != len(catalogue):
+            raise CheckpointError(
+                f"{path}: expected unique items, got {len(catalogue) - len(catalogue.index)} repeated"
+            )
+        return catalogue

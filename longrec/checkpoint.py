@@ -1,0 +1,102 @@
+"""A checkpoint: `weights.safetensors`, `catalogue.parquet`, and `config.json` that holds the model's shape and the hashes
+of the other two. Weights are NumPy arrays here; which network they belong to is the business of `longrec.modeling`."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from longrec.catalogue import Catalogue
+from longrec.config import ModelConfig, parse_config
+from longrec.errors import ArgumentError, CheckpointError
+
+__all__ = ["CATALOGUE", "CONFIG", "WEIGHTS", "Checkpoint", "load_checkpoint", "save_checkpoint"]
+
+WEIGHTS, CONFIG, CATALOGUE = "weights.safetensors", "config.json", "catalogue.parquet"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a folder holds.
+
+    Args:
+        config: shape of the network.
+        weights: name -> array.
+        weights_hash: sha256 of `weights.safetensors`; memories name it.
+        catalogue: the items.
+        training: whatever the trainer recorded (data set, seed, metrics).
+    """
+
+    config: ModelConfig
+    weights: Mapping[str, np.ndarray[Any, Any]]
+    weights_hash: str
+    catalogue: Catalogue
+    training: Mapping[str, Any]
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def save_checkpoint(
+    folder: Path,
+    config: ModelConfig,
+    weights: Mapping[str, np.ndarray[Any, Any]],
+    catalogue: Catalogue,
+    training: Mapping[str, Any],
+) -> None:
+    """Write the three files; `config.json` last, so that a folder with one is whole."""
+    from safetensors.numpy import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG).unlink(missing_ok=True)
+    save_file({name: np.ascontiguousarray(array) for name, array in weights.items()}, folder / WEIGHTS)
+    catalogue.save(folder / CATALOGUE)
+    manifest = {
+        "format": FORMAT,
+        "model": config.model_dump(),
+        "sha256": {name: _sha256(folder / name) for name in (WEIGHTS, CATALOGUE)},
+        "training": dict(training),
+    }
+    (folder / CONFIG).write_text(json.dumps(manifest, indent=2) + "\n")
+
+
+def load_checkpoint(folder: Path) -> Checkpoint:
+    """Read and verify a checkpoint.
+
+    Raises:
+        CheckpointError: a file is missing, its hash differs from `config.json`, the format is unknown, the config has
+            unknown or misfit keys, or the catalogue's length isn't the model's.
+    """
+    from safetensors.numpy import load_file
+
+    for name in (CONFIG, WEIGHTS, CATALOGUE):
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder}: expected {CONFIG}, {WEIGHTS} and {CATALOGUE}, {name} is missing")
+    try:
+        manifest = json.loads((folder / CONFIG).read_text())
+        version, model, hashes = manifest["format"], manifest["model"], manifest["sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / CONFIG}: expected keys format, model and sha256 ({error!r})") from None
+    if version != FORMAT:
+        raise CheckpointError(f"{folder / CONFIG}: format={version}: expected {FORMAT}; export it again")
+    for name in (WEIGHTS, CATALOGUE):
+        found = _sha256(folder / name)
+        if found != hashes.get(name):
+            raise CheckpointError(
+                f"{folder / name}: expected sha256 {hashes.get(name)} (from {CONFIG}), got {found}; "
+                "the file was changed or cut short: export it again"
+            )
+    try:
+        config = parse_config(ModelConfig, model, folder / CONFIG)
+    except ArgumentError as error:
+        raise CheckpointError(str(error)) from None
+    catalogue = Catalogue.load(folder / CATALOGUE)
+    if len(catalogue) != config.num_items:
+        raise CheckpointError(f"{folder}: expected {config.num_items} items in {CATALOGUE}, got {len(catalogue)}")
+    return Checkpoint(config, load_file(folder / WEIGHTS), hashes[WEIGHTS], catalogue, manifest.get("training", {}))

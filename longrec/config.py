@@ -1,0 +1,127 @@
+"""Configuration: frozen, closed (unknown keys are rejected), passed explicitly."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from longrec.errors import ArgumentError
+
+__all__ = ["EngineConfig", "ModelConfig", "TrainConfig", "parse_config"]
+
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class ModelConfig(_Config):
+    """Shape of the network. Written into every checkpoint.
+
+    Args:
+        num_items: size of the catalogue.
+        dim: width of the residual stream.
+        num_layers: blocks.
+        num_heads: query heads; head_dim is dim / num_heads.
+        num_kv_heads: key/value heads; a divisor of num_heads (grouped-query attention).
+        hidden_dim: width of the gated feed-forward.
+        window: events that an event may attend to in a layer, itself included.
+        rotary_base: base of the rotary frequencies.
+        num_gap_buckets: log2 buckets of the seconds since the previous event.
+    """
+
+    num_items: Positive
+    dim: Positive = 64
+    num_layers: Positive = 2
+    num_heads: Positive = 2
+    num_kv_heads: Positive = 2
+    hidden_dim: Positive = 128
+    window: Positive = 256
+    rotary_base: Annotated[float, Field(gt=1.0)] = 10_000.0
+    num_gap_buckets: Annotated[int, Field(ge=2)] = 32
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one head."""
+        return self.dim // self.num_heads
+
+    @property
+    def receptive_field(self) -> int:
+        """Newest events that can reach an answer: L (W - 1) + 1."""
+        return self.num_layers * (self.window - 1) + 1
+
+    @model_validator(mode="after")
+    def _fits(self) -> "ModelConfig":
+        if self.dim % (2 * self.num_heads):
+            raise ValueError(f"dim: expected a multiple of 2 * num_heads ({2 * self.num_heads}), got {self.dim}")
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_kv_heads: expected a divisor of num_heads ({self.num_heads}), got {self.num_kv_heads}"
+            )
+        return self
+
+
+class TrainConfig(_Config):
+    """How a network is trained.
+
+    Args:
+        sequence_length: events of a packed sequence.
+        batch_events: events of one optimiser step.
+        epochs: passes over the data; the cosine schedule ends with the last.
+        max_seconds: training stops here at the latest, with the schedule scaled so that it ends in time.
+        learning_rate: peak of the schedule. weight_decay, dropout, warmup_steps: as usual.
+        seed: of weights, dropout and order; the same seed on the same machine gives the same weights.
+    """
+
+    sequence_length: Positive = 256
+    batch_events: Positive = 8192
+    epochs: Positive = 60
+    max_seconds: Annotated[float, Field(gt=0)] | None = None
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    dropout: Fraction = 0.4
+    warmup_steps: Annotated[int, Field(ge=0)] = 50
+    seed: int = 0
+
+
+class EngineConfig(_Config):
+    """How the engine serves; each field is a model parameter of config.pbtxt (a string there).
+
+    Args:
+        max_k: largest k of a request.
+        max_events_per_request: most events a user may send in one request.
+        max_candidates: most candidates of a user in one request.
+        max_step_events: most events that run through the network in one pass.
+        memory_bytes: size of the page pool, all layers.
+        page_size: events of a page (the S of the kernels).
+        event_log: folder of the event log; a relative path is relative to the model repository.
+        durability: `commit`: an acknowledged event is on disk; `interval`: the last `flush_milliseconds` may be lost
+            when the machine (not the process) stops; `none`: the operating system decides.
+        log_bytes: most bytes of the event log.
+    """
+
+    max_k: Annotated[int, Field(ge=1, le=256)] = 256
+    max_events_per_request: Positive = 2048
+    max_candidates: Positive = 4096
+    max_step_events: Positive = 2048
+    memory_bytes: Positive = 256 << 20
+    page_size: Literal[16, 32, 64, 128] = 32
+    event_log: str = "../event_log"
+    durability: Literal["commit", "interval", "none"] = "interval"
+    flush_milliseconds: Positive = 100
+    log_bytes: Positive = 16 << 30
+
+
+C = TypeVar("C", bound=BaseModel)
+
+
+def parse_config(kind: type[C], values: dict[str, Any], source: str | Path) -> C:
+    """`kind(**values)`; a misfit becomes one `ArgumentError` that names source, field, expected and got."""
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or kind.__name__
+        raise ArgumentError(f"{source}: {field}", first["msg"], got=repr(first.get("input"))) from None

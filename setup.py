@@ -1,0 +1,36 @@
+"""Package layout: folder `kernels/` is installed as `longrec.kernels`, and so on, so that nothing called `kernels` or
+`client` lands at the top of site-packages. `longrec/` itself is the core that every other room may import."""
+
+from setuptools import find_packages, setup
+
+ROOMS = ["cli", "server", "client", "python_backend", "training", "modeling", "datasets", "kernels"]
+
+CLIENT = ["tritonclient[grpc]>=2.50"]
+SERVER = ["torch>=2.6", "triton>=3.4", "safetensors>=0.5", "polars>=1.20", "lmdb>=1.5", *CLIENT]
+TRAIN = ["torch>=2.6", "triton>=3.4", "safetensors>=0.5", "polars>=1.20", "matplotlib>=3.9", "tensorboard>=2.18"]
+DEV = ["ruff", "mypy", "pre-commit", "pytest", "pytest-timeout", "hypothesis", "ranx"]
+
+packages, package_dir = ["longrec"], {"longrec": "longrec"}
+for room in ROOMS:
+    packages += [f"longrec.{room}", *(f"longrec.{room}.{sub}" for sub in find_packages(room))]
+    package_dir[f"longrec.{room}"] = room
+
+setup(
+    name="longrec",
+    version="0.1.0",
+    description="Long-memory sequential recommendation on NVIDIA Triton Inference Server",
+    license="Apache-2.0",
+    python_requires=">=3.10,<3.14",
+    packages=packages,
+    package_dir=package_dir,
+    package_data={"longrec": ["py.typed"]},
+    install_requires=["numpy>=1.26", "pydantic>=2.8", "typer>=0.15", "rich>=13"],
+    extras_require={
+        "client": CLIENT,
+        "server": SERVER,
+        "train": TRAIN,
+        "dev": DEV,
+        "all": sorted({*CLIENT, *SERVER, *TRAIN}),
+    },
+    entry_points={"console_scripts": ["longrec = longrec.cli.main:main"]},
+)
