@@ -1,1 +1,7 @@
-"""."""
+"""Networks as `nn.Module`s over the operators of `longrec.kernels`, their input features and their checkpoints."""
+
+from longrec.modeling.checkpoint_io import load_network, save_run
+from longrec.modeling.features import gap_buckets
+from longrec.modeling.transformer import ServingMemory, Transformer
+
+__all__ = ["ServingMemory", "Transformer", "gap_buckets", "load_network", "save_run"]

@@ -1,0 +1,61 @@
+"""A network to and from a checkpoint folder: the one place that knows how modules and their named arrays correspond."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from longrec.catalogue import Catalogue
+from longrec.checkpoint import WEIGHTS, Checkpoint, load_checkpoint, save_checkpoint
+from longrec.config import ModelConfig
+from longrec.errors import CheckpointError
+from longrec.modeling.transformer import Transformer
+
+__all__ = ["load_network", "save_run"]
+
+
+def save_run(
+    folder: Path, network: Transformer, config: ModelConfig, catalogue: Catalogue, training: Mapping[str, Any]
+) -> None:
+    """Write `network` as a checkpoint.
+
+    Args:
+        folder: made if need be; its checkpoint files are replaced.
+        network: on any device, in float32.
+        config: shape of `network`.
+        catalogue: the items, in index order.
+        training: JSON-able record of how the weights came about.
+    """
+    weights = {name: weight.detach().cpu().numpy() for name, weight in network.state_dict().items()}
+    save_checkpoint(folder, config, weights, catalogue, training)
+
+
+def load_network(folder: Path) -> tuple[Transformer, Checkpoint]:
+    """Read a checkpoint and build its network, in evaluation mode on the CPU.
+
+    Raises:
+        CheckpointError: as `longrec.checkpoint.load_checkpoint`, and where weights are missing, unexpected, of another
+            shape or type, or not finite.
+    """
+    checkpoint = load_checkpoint(folder)
+    network = Transformer(checkpoint.config)
+    expected = network.state_dict()
+    for kind, names in (
+        ("missing", expected.keys() - checkpoint.weights.keys()),
+        ("unexpected", checkpoint.weights.keys() - expected.keys()),
+    ):
+        if names:
+            raise CheckpointError(f"{folder / WEIGHTS}: {kind} {', '.join(sorted(names))}; export the run again")
+    state = {name: torch.tensor(array) for name, array in checkpoint.weights.items()}
+    for name, weight in state.items():
+        wanted = expected[name]
+        if weight.shape != wanted.shape or weight.dtype != wanted.dtype:
+            raise CheckpointError(
+                f"{folder / WEIGHTS}: {name}: expected {wanted.dtype} {list(wanted.shape)} (from config.json), "
+                f"got {weight.dtype} {list(weight.shape)}"
+            )
+        if not weight.isfinite().all():
+            raise CheckpointError(f"{folder / WEIGHTS}: {name}: expected finite numbers; the training diverged")
+    network.load_state_dict(state)
+    return network.eval(), checkpoint

@@ -1,0 +1,30 @@
+"""Integer features of events that the network embeds, computed the same way in training and in serving. NumPy only."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["gap_buckets"]
+
+
+def gap_buckets(times_ms: NDArray[np.int64], previous_ms: int | None, num_buckets: int) -> NDArray[np.int64]:
+    """Logarithmic buckets of the time since a user's previous event.
+
+    Bucket 0: there is no previous event; else 1 + min(floor(log2(1 + seconds)), num_buckets - 2). Time that runs
+    backwards counts as no time.
+
+    Args:
+        times_ms: [n] unix milliseconds of one user's successive events, in the order of the log.
+        previous_ms: time of the event before them; None: there is none.
+        num_buckets: at least 2.
+
+    Returns:
+        [n] int64 in 0..num_buckets - 1.
+    """
+    if not len(times_ms):
+        return np.zeros(0, dtype=np.int64)
+    gaps_ms = np.diff(times_ms, prepend=times_ms[0] if previous_ms is None else np.int64(previous_ms))
+    seconds = np.maximum(gaps_ms, 0) / 1000.0
+    buckets = 1 + np.minimum(np.floor(np.log2(1.0 + seconds)).astype(np.int64), num_buckets - 2)
+    if previous_ms is None:
+        buckets[0] = 0
+    return buckets

@@ -1,0 +1,145 @@
+"""The causal transformer over events: pre-norm, rotary, windowed grouped-query attention over paged memory, gated
+feed-forward, scores tied to the item table. Neither losses nor the management of pages live here."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from longrec import kernels
+from longrec.config import ModelConfig
+
+__all__ = ["ServingMemory", "Transformer"]
+
+INIT_STD = 0.02
+
+
+class ServingMemory(NamedTuple):
+    """The users' cached past in every layer, and where the new events are written.
+
+    Args:
+        k_pages, v_pages: one [P, S, Hkv, D] a layer; the forward pass writes the new events' rows in place.
+        page_indptr: [B + 1] int32; page_indices: [N] int32; lengths: [B] int32, as in `kernels.PagedMemory`: the
+            events before the new ones.
+        slots: [T] int64, page * S + place of each new event; -1: not written.
+    """
+
+    k_pages: Sequence[Tensor]
+    v_pages: Sequence[Tensor]
+    page_indptr: Tensor
+    page_indices: Tensor
+    lengths: Tensor
+    slots: Tensor
+
+    def layer(self, index: int) -> kernels.PagedMemory:
+        """The past as layer `index` sees it."""
+        return kernels.PagedMemory(
+            self.k_pages[index], self.v_pages[index], self.page_indptr, self.page_indices, self.lengths
+        )
+
+
+class Transformer(nn.Module):
+    """Next-item network (Kang & McAuley, SASRec, 2018, with the blocks of Touvron et al., LLaMA, 2023).
+
+    Args:
+        config: shape.
+        dropout: probability at the embedding and at both branches of every block; only while training.
+
+    Attributes:
+        start: [dim], the hidden state that stands before a user's first event: `scores(start)` rank the first item.
+    """
+
+    def __init__(self, config: ModelConfig, *, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.config = config
+        self.items = nn.Embedding(config.num_items + 1, config.dim)  # the last row: an item that isn't in the catalogue
+        self.gaps = nn.Embedding(config.num_gap_buckets, config.dim)
+        self.blocks = nn.ModuleList(Block(config, dropout) for _ in range(config.num_layers))
+        self.norm = nn.RMSNorm(config.dim, eps=1e-6)
+        self.start = nn.Parameter(torch.empty(config.dim))
+        self.dropout = nn.Dropout(dropout)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weights anew, from torch's default generator."""
+        for name, weight in self.named_parameters():
+            if weight.ndim > 1 or name == "start":
+                nn.init.normal_(weight, std=INIT_STD)
+            else:
+                nn.init.ones_(weight)
+
+    @property
+    def item_table(self) -> Tensor:
+        """[num_items, dim]: the scores of a hidden state are its inner products with these rows."""
+        return self.items.weight[:-1]
+
+    def forward(
+        self,
+        items: Tensor,
+        gaps: Tensor,
+        positions: Tensor,
+        cu_seqlens: Tensor,
+        memory: ServingMemory | None = None,
+    ) -> Tensor:
+        """Hidden states of T new events of B users.
+
+        Args:
+            items: [T] int64, 0..num_items; num_items is the unknown item.
+            gaps: [T] int64, bucket of the time since the user's previous event (`features.gap_buckets`).
+            positions: [T] int64, absolute places in the users' logs.
+            cu_seqlens: [B + 1] int32; user b's events are rows cu_seqlens[b] to cu_seqlens[b + 1], oldest first.
+            memory: the users' past; None: they have none, and nothing is written.
+
+        Returns:
+            [T, dim], after the final norm.
+        """
+        x = self.dropout(self.items(items) + self.gaps(gaps))  # [T, dim]
+        for index, block in enumerate(self.blocks):
+            x = block(x, positions, cu_seqlens, memory, index)
+        return self.norm(x)  # type: ignore[no-any-return]
+
+    def scores(self, hidden: Tensor) -> Tensor:
+        """[..., dim] -> [..., num_items]: the logits of the next item."""
+        return hidden @ self.item_table.T
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + feed-forward(norm(x))."""
+
+    def __init__(self, config: ModelConfig, dropout: float) -> None:
+        super().__init__()
+        self.config = config
+        heads, kv_heads, head_dim = config.num_heads, config.num_kv_heads, config.head_dim
+        self.attention_norm = nn.RMSNorm(config.dim, eps=1e-6)
+        self.qkv = nn.Linear(config.dim, (heads + 2 * kv_heads) * head_dim, bias=False)
+        self.out = nn.Linear(heads * head_dim, config.dim, bias=False)
+        self.feed_forward_norm = nn.RMSNorm(config.dim, eps=1e-6)
+        self.gate_up = nn.Linear(config.dim, 2 * config.hidden_dim, bias=False)
+        self.down = nn.Linear(config.hidden_dim, config.dim, bias=False)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self, x: Tensor, positions: Tensor, cu_seqlens: Tensor, memory: ServingMemory | None, index: int
+    ) -> Tensor:
+        """[T, dim] -> [T, dim]; `index` is this block's layer in `memory`."""
+        x = x + self.dropout(self.out(self._attend(self.attention_norm(x), positions, cu_seqlens, memory, index)))
+        gate, up = self.gate_up(self.feed_forward_norm(x)).chunk(2, dim=-1)  # [T, hidden_dim] each
+        return x + self.dropout(self.down(F.silu(gate) * up))  # type: ignore[no-any-return]
+
+    def _attend(
+        self, x: Tensor, positions: Tensor, cu_seqlens: Tensor, memory: ServingMemory | None, index: int
+    ) -> Tensor:
+        heads, kv_heads, base = self.config.num_heads, self.config.num_kv_heads, self.config.rotary_base
+        qkv = self.qkv(x).unflatten(-1, (heads + 2 * kv_heads, self.config.head_dim))  # [T, Hq + 2 Hkv, D]
+        past: kernels.PagedMemory | None = None
+        if memory is None:
+            rotated = kernels.rotate(qkv[:, : heads + kv_heads], positions, base)
+            q, k, v = rotated[:, :heads], rotated[:, heads:], qkv[:, heads + kv_heads :]
+        else:
+            past = memory.layer(index)
+            q, k, v = qkv.split((heads, kv_heads, kv_heads), dim=1)
+            q, k = kernels.append_memory(q, k, v, positions, memory.slots, past.k_pages, past.v_pages, rotary_base=base)
+        out, _ = kernels.segment_attention(q, k, v, cu_seqlens, window=self.config.window, memory=past)
+        return out.flatten(1)  # [T, Hq * D]
