@@ -1,1 +1,18 @@
-"""."""
+"""Interaction files into per-user histories: readers, the dataset folder, splits, public datasets."""
+
+from longrec.datasets.dataset import Dataset
+from longrec.datasets.fetch import SOURCES, fetch
+from longrec.datasets.readers import InteractionColumns, TitleColumns, read_interactions, read_titles
+from longrec.datasets.split import Split, leave_one_out
+
+__all__ = [
+    "SOURCES",
+    "Dataset",
+    "InteractionColumns",
+    "Split",
+    "TitleColumns",
+    "fetch",
+    "leave_one_out",
+    "read_interactions",
+    "read_titles",
+]

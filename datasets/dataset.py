@@ -1,0 +1,132 @@
+"""A dataset: every user's history in time order, as flat arrays, and its folder on disk. No splits, no batches.
+
+On disk: `interactions.parquet` (columns user, item = catalogue index, time_ms; a user's rows together and in order),
+`catalogue.parquet`, `dataset.json`.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from longrec.catalogue import Catalogue
+from longrec.errors import CheckpointError, DataError
+
+__all__ = ["Dataset"]
+
+INTERACTIONS, CATALOGUE, MANIFEST = "interactions.parquet", "catalogue.parquet", "dataset.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Histories of U users, n events in all.
+
+    Args:
+        name: for people.
+        users: [U] external keys.
+        catalogue: the items.
+        items: [n] int64, catalogue indices.
+        times_ms: [n] int64, unix milliseconds; never falling within a user.
+        indptr: [U + 1] int64; user u's events are rows indptr[u] to indptr[u + 1], oldest first.
+    """
+
+    name: str
+    users: Sequence[str]
+    catalogue: Catalogue
+    items: NDArray[np.int64]
+    times_ms: NDArray[np.int64]
+    indptr: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @classmethod
+    def from_interactions(cls, name: str, frame: pl.DataFrame, titles: Mapping[str, str] | None = None) -> "Dataset":
+        """Order interactions by user and time; equal times keep the order of the file.
+
+        Users and items are numbered in the order in which the file first names them. Repeated interactions stay.
+
+        Args:
+            name: of the dataset.
+            frame: columns user, item, time_ms as `readers.read_interactions` makes them.
+            titles: external item id -> title; an item without one shows its id.
+        """
+        users = frame["user"].unique(maintain_order=True)
+        ids = frame["item"].unique(maintain_order=True)
+        titles = titles or {}
+        catalogue = Catalogue(ids.to_list(), [titles.get(item, item) for item in ids])
+        frame = (
+            frame.join(pl.DataFrame({"user": users}).with_row_index("u"), on="user", maintain_order="left")
+            .join(pl.DataFrame({"item": ids}).with_row_index("i"), on="item", maintain_order="left")
+            .sort("u", "time_ms", maintain_order=True)
+        )
+        counts = np.bincount(frame["u"].to_numpy(), minlength=len(users))
+        return cls(
+            name,
+            users.to_list(),
+            catalogue,
+            frame["i"].cast(pl.Int64).to_numpy(writable=True),
+            frame["time_ms"].cast(pl.Int64).to_numpy(writable=True),
+            np.concatenate(([0], counts.cumsum())).astype(np.int64),
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write the three files; `dataset.json` last, so that a folder with one is whole."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / MANIFEST).unlink(missing_ok=True)
+        user = pl.Series("user", list(self.users), dtype=pl.String).gather(
+            np.repeat(np.arange(len(self.users)), np.diff(self.indptr))
+        )
+        pl.DataFrame({"user": user, "item": self.items, "time_ms": self.times_ms}).write_parquet(folder / INTERACTIONS)
+        self.catalogue.save(folder / CATALOGUE)
+        sizes = {"users": len(self.users), "items": len(self.catalogue), "events": len(self)}
+        (folder / MANIFEST).write_text(json.dumps({"format": FORMAT, "name": self.name, **sizes}, indent=2) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> "Dataset":
+        """Read a folder that `save` wrote.
+
+        Raises:
+            DataError: a file is missing or its contents don't fit the others'; the first misfit row is named.
+        """
+        for name in (MANIFEST, INTERACTIONS, CATALOGUE):
+            if not (folder / name).is_file():
+                raise DataError(f"{folder}: expected a dataset folder, {name} is missing; make one with `longrec data`")
+        try:
+            manifest = json.loads((folder / MANIFEST).read_text())
+            version, name, events = manifest["format"], manifest["name"], manifest["events"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{folder / MANIFEST}: expected keys format, name and events ({error!r})") from None
+        if version != FORMAT:
+            raise DataError(f"{folder / MANIFEST}: format={version}: expected {FORMAT}; import the data again")
+        try:
+            catalogue = Catalogue.load(folder / CATALOGUE)
+            frame = pl.read_parquet(folder / INTERACTIONS, columns=["user", "item", "time_ms"])
+        except (CheckpointError, pl.exceptions.PolarsError) as error:
+            raise DataError(f"{folder}: {error}") from None
+        if len(frame) != events or frame.null_count().sum_horizontal().item():
+            raise DataError(f"{folder / INTERACTIONS}: expected {events} rows without nulls; import the data again")
+        new_user = frame["user"] != frame["user"].shift(1, fill_value=None)
+        starts = np.flatnonzero(new_user.fill_null(True).to_numpy())
+        users = frame["user"].gather(starts)
+        items = frame["item"].cast(pl.Int64).to_numpy(writable=True)
+        times_ms = frame["time_ms"].cast(pl.Int64).to_numpy(writable=True)
+        backwards = np.diff(times_ms, prepend=times_ms[:1]) < 0
+        backwards[starts] = False
+        for column, misfit in (
+            ("user", users.n_unique() != len(users)),
+            ("item", bool(len(items)) and not 0 <= items.min() <= items.max() < len(catalogue)),
+            ("time_ms", bool(backwards.any())),
+        ):
+            if misfit:
+                raise DataError(
+                    f"{folder / INTERACTIONS}: column {column!r}: expected each user's rows together, in time order, "
+                    f"and items below {len(catalogue)}; import the data again"
+                )
+        indptr = np.append(starts, len(frame)).astype(np.int64)
+        return cls(name, users.to_list(), catalogue, items, times_ms, indptr)

@@ -1,0 +1,179 @@
+"""Files of interactions and of item titles into frames of known columns. No indices, no order, no splits here.
+
+Formats: CSV and TSV with a header, Parquet, RecBole's atomic files (`.inter`, `.item`: tabs, header `name:type`), and
+MovieLens' `::` (`ratings.dat`, `movies.dat`: no header).
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import polars as pl
+
+from longrec.errors import ArgumentError, DataError
+
+__all__ = ["FORMATS", "TIME_UNITS", "InteractionColumns", "TitleColumns", "read_interactions", "read_titles"]
+
+Format = Literal["csv", "tsv", "parquet", "recbole", "movielens"]
+FORMATS: Mapping[str, Format] = {
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+    ".inter": "recbole",
+    ".item": "recbole",
+    ".dat": "movielens",
+}
+TIME_UNITS: Mapping[str, int] = {"s": 1_000_000, "ms": 1_000, "us": 1}  # microseconds of one unit
+MOVIELENS_INTERACTIONS = ("user_id", "item_id", "rating", "timestamp")
+MOVIELENS_TITLES = ("item_id", "movie_title", "genres")
+FIRST_ROW: Mapping[Format, int] = {"csv": 2, "tsv": 2, "parquet": 1, "recbole": 2, "movielens": 1}
+
+
+class InteractionColumns(NamedTuple):
+    """Names of the columns that hold the user, the item and the time of an interaction."""
+
+    user: str = "user_id"
+    item: str = "item_id"
+    time: str = "timestamp"
+
+
+class TitleColumns(NamedTuple):
+    """Names of the columns of an item file; `year`, where there is one, is written behind the title."""
+
+    item: str = "item_id"
+    title: str = "movie_title"
+    year: str | None = None
+
+
+def read_interactions(
+    path: Path,
+    columns: InteractionColumns = InteractionColumns(),  # noqa: B008 - immutable
+    *,
+    time_unit: str = "s",
+    kind: Format | None = None,
+) -> pl.DataFrame:
+    """Read interactions in file order.
+
+    Args:
+        path: the file; its suffix names the format unless `kind` does.
+        columns: which columns to take.
+        time_unit: `s`, `ms` or `us` of a numeric time; dates and ISO 8601 text carry their own.
+        kind: csv, tsv, parquet, recbole or movielens.
+
+    Returns:
+        Columns `user` and `item` (String), `time_ms` (Int64, unix milliseconds), a row an interaction.
+
+    Raises:
+        ArgumentError: unknown unit or format.
+        DataError: the file can't be read, is empty, lacks a column, or a cell is empty or no time; rows are named as an
+            editor counts them (the header is row 1; Parquet counts from 1).
+    """
+    if time_unit not in TIME_UNITS:
+        raise ArgumentError(f"time_unit={time_unit}", "s, ms or us")
+    kind = kind or _format_of(path)
+    frame = _read_columns(path, kind, dict(zip(("user", "item", "time"), columns, strict=True)), MOVIELENS_INTERACTIONS)
+    text = pl.col("user", "item").cast(pl.String)
+    frame = frame.with_columns(text, _microseconds(frame["time"], time_unit).alias("time"))
+    for name, column in zip(("user", "item", "time"), columns, strict=True):
+        _require(path, kind, column, frame[name].is_not_null(), f"a {name}")
+        if name != "time":
+            _require(path, kind, column, frame[name].str.len_bytes() > 0, f"a {name}")
+    return frame.select("user", "item", (pl.col("time") // 1000).alias("time_ms"))
+
+
+def read_titles(
+    path: Path,
+    columns: TitleColumns = TitleColumns(),  # noqa: B008 - immutable
+    *,
+    kind: Format | None = None,
+) -> dict[str, str]:
+    """Read an item file into external id -> title, with ` (year)` behind it where `columns.year` is given.
+
+    Raises:
+        ArgumentError, DataError: as `read_interactions`; also an item that is listed twice.
+    """
+    kind = kind or _format_of(path)
+    wanted = {name: column for name, column in columns._asdict().items() if column is not None}
+    frame = _read_columns(path, kind, wanted, MOVIELENS_TITLES).with_columns(pl.all().cast(pl.String))
+    _require(path, kind, columns.item, frame["item"].is_not_null(), "an item")
+    _require(path, kind, columns.item, frame["item"].is_first_distinct(), "an item that no earlier row has")
+    title = pl.col("title").fill_null(pl.col("item"))
+    if "year" in frame.columns:
+        title = pl.concat_str(title, pl.format(" ({})", "year").fill_null(""))
+    return dict(frame.select("item", title.alias("title")).iter_rows())
+
+
+def _format_of(path: Path) -> Format:
+    if path.suffix.lower() not in FORMATS:
+        raise ArgumentError(
+            f"format of {path.name}",
+            f"a suffix of {', '.join(FORMATS)}",
+            got=repr(path.suffix),
+            remedy="name the format",
+        )
+    return FORMATS[path.suffix.lower()]
+
+
+def _read_columns(path: Path, kind: Format, wanted: Mapping[str, str], movielens: tuple[str, ...]) -> pl.DataFrame:
+    """The columns `wanted` (new name -> name in the file); every one is text unless the file is Parquet."""
+    if not path.is_file():
+        raise DataError(f"{path}: expected a file, found none")
+    try:
+        frame = _read_frame(path, kind, movielens)
+    except pl.exceptions.NoDataError:
+        raise DataError(f"{path}: expected rows of data, the file is empty") from None
+    except (pl.exceptions.PolarsError, OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: expected a {kind} file: {str(error).splitlines()[0]}") from None
+    for column in wanted.values():
+        if column not in frame.columns:
+            raise DataError(f"{path}: expected a column {column!r}, got {', '.join(frame.columns)}")
+    if frame.is_empty():
+        raise DataError(f"{path}: expected rows of data, got none")
+    return frame.select(pl.col(column).alias(name) for name, column in wanted.items())
+
+
+def _read_frame(path: Path, kind: Format, movielens: tuple[str, ...]) -> pl.DataFrame:
+    if kind == "parquet":
+        return pl.read_parquet(path)
+    if kind == "movielens":
+        lines = pl.Series("line", path.read_text(encoding="latin-1").splitlines(), dtype=pl.String)
+        return (
+            lines.to_frame()
+            .select(pl.col("line").str.splitn("::", len(movielens)).struct.rename_fields(movielens).alias("cells"))[
+                "cells"
+            ]
+            .struct.unnest()
+        )
+    separator = "," if kind == "csv" else "\t"
+    frame = pl.read_csv(path, separator=separator, infer_schema=False, quote_char='"' if kind != "recbole" else None)
+    return frame.rename(lambda name: name.rsplit(":", 1)[0]) if kind == "recbole" else frame
+
+
+def _microseconds(time: pl.Series, unit: str) -> pl.Series:
+    """Int64 microseconds; null where a cell is no time."""
+    scale = TIME_UNITS[unit]
+    if time.dtype == pl.Date or isinstance(time.dtype, pl.Datetime):
+        return time.cast(pl.Datetime("us")).cast(pl.Int64)
+    if time.dtype.is_integer():
+        return time.cast(pl.Int64, strict=False) * scale
+    if time.dtype == pl.String:
+        time = time.str.strip_chars()
+        whole = time.cast(pl.Int64, strict=False)
+        if whole.null_count() == 0:
+            return whole * scale
+        number = time.cast(pl.Float64, strict=False)
+        if number.null_count() == len(time):
+            dates = time.str.to_datetime(time_unit="us", time_zone="UTC", strict=False)
+            return dates.cast(pl.Int64)
+        time = number
+    if not time.dtype.is_float():
+        return pl.Series(time.name, [None] * len(time), dtype=pl.Int64)
+    return (time * scale).round().cast(pl.Int64, strict=False)
+
+
+def _require(path: Path, kind: Format, column: str, fits: pl.Series, expected: str) -> None:
+    """`DataError` that names the first row where `fits` is false."""
+    first = fits.arg_min()
+    if first is not None and not fits[first]:
+        row = first + FIRST_ROW[kind]
+        raise DataError(f"{path}: row {row}, column {column!r}: expected {expected}, got an empty or unreadable cell")

@@ -1,0 +1,41 @@
+"""Leave-one-out: which events of a dataset are trained on, validated on and tested on. Protocol only, no metrics."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from longrec.datasets.dataset import Dataset
+
+__all__ = ["Split", "leave_one_out"]
+
+MIN_EVENTS = 3
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows of a dataset's flat arrays.
+
+    Args:
+        train_end: [U]; user u is trained on rows indptr[u] to train_end[u].
+        evaluated: [E] the users that are evaluated, rising.
+        validation, test: [E] the row of each evaluated user's validation and test event. Each is predicted from all of
+            the user's events before it.
+    """
+
+    train_end: NDArray[np.int64]
+    evaluated: NDArray[np.int64]
+    validation: NDArray[np.int64]
+    test: NDArray[np.int64]
+
+
+def leave_one_out(dataset: Dataset) -> Split:
+    """A user's last event is the test event, the one before it the validation event.
+
+    Users of fewer than 3 events are trained on with all they have, and not evaluated.
+    """
+    end, counts = dataset.indptr[1:], np.diff(dataset.indptr)
+    evaluated = np.flatnonzero(counts >= MIN_EVENTS)
+    train_end = end.copy()
+    train_end[evaluated] -= 2
+    return Split(train_end, evaluated, end[evaluated] - 2, end[evaluated] - 1)
