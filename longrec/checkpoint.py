@@ -1,5 +1,5 @@
-"""A checkpoint: `weights.safetensors`, `catalogue.parquet`, and `config.json` that holds the model's shape and the hashes
-of the other two. Weights are NumPy arrays here; which network they belong to is the business of `longrec.modeling`."""
+"""A checkpoint: `weights.safetensors`, `catalogue.parquet`, and `config.json` that holds the model's shape and the
+hashes of the other two. Weights are NumPy arrays here; `longrec.modeling` knows which network they belong to."""
 
 import hashlib
 import json
