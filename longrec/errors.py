@@ -59,7 +59,13 @@ class MachineError(LongrecError, RuntimeError):
 
 
 class ServerError(LongrecError, RuntimeError):
-    """The server failed or can't be reached."""
+    """The server failed or can't be reached.
+
+    Attributes:
+        user: whose request on a stream failed, where one request did and the stream goes on; else None.
+    """
+
+    user: str | None = None
 
 
 class RejectedError(ServerError):

@@ -1,0 +1,221 @@
+"""The client's half of the protocol without I/O: arguments -> tensors, tensors -> results.
+
+Every argument is checked here, before anything is sent, and every answer before anything is returned. Knows neither
+gRPC nor tritonclient (`transport.py` does), so that each way to send shares it.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from longrec import protocol
+from longrec.client.types import Appended, Event, Events, Prediction
+from longrec.errors import ArgumentError, ServerError
+from longrec.protocol import CANDIDATE, EVENT, EVENT_COLUMNS, ITEMS, SCORES, STATE, UNCHECKED_POSITION, USER, Status
+
+__all__ = ["Request", "Tensor", "check_k", "decode_appended", "decode_prediction", "encode"]
+
+MAX_K: Final = 256  # of the protocol; a server may allow less (its model parameter max_k)
+POSITION, ITEM, TIME = range(len(EVENT_COLUMNS))
+NO_EVENTS: Final[NDArray[np.int64]] = np.empty((0, len(EVENT_COLUMNS)), np.int64)
+NOTHING: Final = (np.empty(0, np.int64), np.empty(0, np.float32))
+
+
+class Tensor(NamedTuple):
+    """A tensor as it travels: `datatype` in the server's spelling, `data` little-endian and row-major."""
+
+    datatype: str
+    shape: tuple[int, ...]
+    data: bytes
+
+
+class Request(NamedTuple):
+    """One user's request.
+
+    Args:
+        user: the key.
+        inputs: name -> tensor, batch size 1.
+        outputs: what is asked for.
+        k: items wanted; None: only STATE.
+    """
+
+    user: str
+    inputs: Mapping[str, Tensor]
+    outputs: tuple[str, ...]
+    k: int | None
+
+
+def encode(user: str, events: Events = (), *, k: int | None, candidates: Sequence[int] | None = None) -> Request:
+    """Check a request and lay it out.
+
+    Args:
+        user: 1..256 bytes of UTF-8.
+        events: oldest first; may be empty.
+        k: items wanted, 1..256; None: ask for STATE only.
+        candidates: catalogue indices to rank, at least one; None: the whole catalogue.
+
+    Raises:
+        ArgumentError: naming the argument, what was expected and what came.
+    """
+    key = _encode_user(user)
+    rows = _event_rows(events)
+    if k is not None:
+        check_k(k)
+    ranked = b"" if candidates is None else _candidate_indices(candidates).tobytes()
+    inputs = {
+        USER: Tensor("BYTES", (1, 1), len(key).to_bytes(4, "little") + key),
+        EVENT: Tensor("INT64", (1, len(rows), len(EVENT_COLUMNS)), rows.tobytes()),
+        CANDIDATE: Tensor("INT64", (1, len(ranked) // 8), ranked),
+    }
+    return Request(user, inputs, (STATE,) if k is None else (ITEMS, SCORES, STATE), None if k is None else int(k))
+
+
+def check_k(k: int) -> None:
+    """Check the number of items wanted.
+
+    Raises:
+        ArgumentError: it isn't an integer in 1..256.
+    """
+    if not _is_int(k) or not 1 <= k <= MAX_K:
+        raise ArgumentError(f"k={k!r}", f"an integer in 1..{MAX_K}")
+
+
+def decode_prediction(request: Request, answer: Mapping[str, Tensor]) -> Prediction:
+    """The result of a request with k.
+
+    Raises:
+        ServerError: the answer lacks an output, or one has another dtype, shape or size than the protocol says.
+    """
+    status, length = _decode_state(answer)
+    if status is not Status.OK:
+        return Prediction(request.user, *NOTHING, length, status)
+    items = _read(answer, ITEMS, "INT64", np.int64, (1, 1, request.k or 0))[0, 0]
+    scores = _read(answer, SCORES, "FP32", np.float32, (1, 1, request.k or 0))[0, 0]
+    if len(items) and items[-1] == protocol.NO_ITEM:
+        ranked = int(np.argmax(items == protocol.NO_ITEM))
+        items, scores = items[:ranked], scores[:ranked]
+    return Prediction(request.user, items, scores, length, status)
+
+
+def decode_appended(request: Request, answer: Mapping[str, Tensor]) -> Appended:
+    """The result of a request without k.
+
+    Raises:
+        ServerError: as `decode_prediction`.
+    """
+    status, length = _decode_state(answer)
+    return Appended(request.user, length, status)
+
+
+def _encode_user(user: str) -> bytes:
+    if not isinstance(user, str):
+        raise ArgumentError("user", "a string", got=type(user).__name__)
+    try:
+        key = user.encode()
+    except UnicodeEncodeError:
+        raise ArgumentError("user", "a string that UTF-8 can hold", got="a lone surrogate") from None
+    if not 1 <= len(key) <= protocol.MAX_USER_BYTES:
+        raise ArgumentError("user", f"1..{protocol.MAX_USER_BYTES} bytes of UTF-8", got=f"{len(key)} bytes")
+    return key
+
+
+def _event_rows(events: Events) -> NDArray[np.int64]:
+    if isinstance(events, np.ndarray):
+        rows = events
+        if rows.dtype != np.int64 or rows.ndim != 2 or rows.shape[1] != len(EVENT_COLUMNS):
+            expected = f"int64 [n, {len(EVENT_COLUMNS)}] (columns {', '.join(EVENT_COLUMNS)})"
+            raise ArgumentError("events", expected, got=f"{rows.dtype} {list(rows.shape)}")
+    elif not isinstance(events, Sequence) or isinstance(events, (str, bytes)):
+        raise ArgumentError("events", "a sequence of Event or an int64 array", got=type(events).__name__)
+    else:
+        rows = _rows_of(events)
+    if not len(rows):
+        return NO_EVENTS
+    for column, name, unit in ((ITEM, "item", "a catalogue index"), (TIME, "time_ms", "unix milliseconds")):
+        if rows[:, column].min() < 0:
+            row = int(np.argmax(rows[:, column] < 0))
+            raise ArgumentError(f"events[{row}].{name}", f"{unit} >= 0", got="a negative integer")
+    _check_positions(rows[:, POSITION])
+    return rows
+
+
+def _rows_of(events: Sequence[Event]) -> NDArray[np.int64]:
+    rows = np.empty((len(events), len(EVENT_COLUMNS)), np.int64)
+    for row, event in enumerate(events):
+        if not isinstance(event, Event):
+            raise ArgumentError(f"events[{row}]", "an Event", got=type(event).__name__)
+        position = UNCHECKED_POSITION if event.position is None else event.position
+        for name, value in (("item", event.item), ("time_ms", event.time_ms), ("position", position)):
+            if not _is_int(value):
+                raise ArgumentError(f"events[{row}].{name}", "an integer", got=type(value).__name__)
+        if event.position is not None and position < 0:
+            raise ArgumentError(
+                f"events[{row}].position", "a position >= 0, or None to append", got="a negative integer"
+            )
+        try:
+            rows[row] = position, event.item, event.time_ms
+        except OverflowError:
+            raise ArgumentError(f"events[{row}]", "integers below 2**63", got="a larger one") from None
+    return rows
+
+
+def _check_positions(positions: NDArray[np.int64]) -> None:
+    first = int(positions[0])
+    step = 0 if first == UNCHECKED_POSITION else 1
+    wrong = np.flatnonzero(np.diff(positions) != step)
+    if first < UNCHECKED_POSITION or wrong.size:
+        row = int(wrong[0]) + 1 if wrong.size else 0
+        raise ArgumentError(
+            f"events[{row}].position",
+            "positions that rise by 1 from event to event, or none at all",
+            got="another one",
+            remedy="sort the events, or send each run in a request of its own",
+        )
+
+
+def _candidate_indices(candidates: Sequence[int]) -> NDArray[np.int64]:
+    expected = "catalogue indices >= 0 in one dimension, at least one (None: the whole catalogue)"
+    try:
+        indices = np.asarray(candidates)
+    except ValueError:  # ragged
+        raise ArgumentError("candidates", expected, got=type(candidates).__name__) from None
+    if not indices.size:
+        raise ArgumentError("candidates", expected, got="none")
+    if indices.ndim != 1 or indices.dtype.kind not in "iu":
+        raise ArgumentError("candidates", expected, got=f"{indices.dtype} {list(indices.shape)}")
+    if indices.min() < 0 or indices.max() > np.iinfo(np.int64).max:
+        raise ArgumentError("candidates", expected, got="an integer outside 0..2**63 - 1")
+    return indices.astype(np.int64, copy=False)
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def _decode_state(answer: Mapping[str, Tensor]) -> tuple[Status, int]:
+    code, length = _read(answer, STATE, "INT64", np.int64, (1, 2))[0].tolist()
+    try:
+        status = Status(code)
+    except ValueError:
+        known = ", ".join(f"{status.value} {status.name}" for status in Status)
+        raise ServerError(f"{STATE}: expected a status of {known}, got {code}; the server is newer: upgrade") from None
+    if length < 0:
+        raise ServerError(f"{STATE}: expected a length >= 0, got {length}")
+    return status, length
+
+
+def _read(
+    answer: Mapping[str, Tensor], name: str, datatype: str, dtype: type[np.generic], shape: tuple[int, ...]
+) -> NDArray[Any]:
+    if name not in answer:
+        raise ServerError(f"{name}: expected it among the outputs, got {', '.join(sorted(answer)) or 'none'}")
+    tensor = answer[name]
+    count, size = int(np.prod(shape)), np.dtype(dtype).itemsize
+    if tensor.datatype != datatype or tensor.shape != shape or len(tensor.data) != count * size:
+        raise ServerError(
+            f"{name}: expected {datatype} {list(shape)} in {count * size} bytes, "
+            f"got {tensor.datatype} {list(tensor.shape)} in {len(tensor.data)}"
+        )
+    return np.frombuffer(tensor.data, dtype).reshape(shape)

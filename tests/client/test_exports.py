@@ -1,0 +1,44 @@
+"""What `import longrec.client` offers and costs."""
+
+import json
+import subprocess
+import sys
+
+import longrec.client
+
+EXPORTS = [
+    "Appended",
+    "ArgumentError",
+    "Client",
+    "Event",
+    "Events",
+    "LongrecError",
+    "Prediction",
+    "RejectedError",
+    "ServerError",
+    "Status",
+    "Stream",
+]
+
+
+def test_the_exported_names_are_these() -> None:
+    assert longrec.client.__all__ == EXPORTS
+    assert all(hasattr(longrec.client, name) for name in EXPORTS)
+
+
+def test_importing_the_client_loads_nothing_heavy() -> None:
+    program = "import json, sys, longrec.client; print(json.dumps(sorted(sys.modules)))"
+    loaded = json.loads(subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout)
+    heavy = {
+        "torch",
+        "triton",
+        "pandas",
+        "polars",
+        "pydantic",
+        "lmdb",
+        "safetensors",
+        "typer",
+        "rich",
+        "longrec.config",
+    }
+    assert heavy.isdisjoint(loaded)
