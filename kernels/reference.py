@@ -1,9 +1,10 @@
 """The operators in PyTorch: the oracle that every kernel is held against, and the body that runs where no kernel does.
 
 Never casts: float64 in, float64 out. Shapes: T new events of the batch, B users, Hq query and Hkv key/value heads, D
-head_dim, P pages of S events. Logarithms of sums are base 2, as in the kernels; an empty row has lse2 = -inf and out = 0.
+head_dim, P pages of S events. Logarithms of sums are base 2, as in the kernels.
 """
 
+import itertools
 import math
 
 import torch
@@ -53,56 +54,111 @@ def segment_attention(
         memory: the users' past; None: no past.
 
     Returns:
-        out [T, Hq, D] in q's dtype, lse2 [T, Hq].
+        out [T, Hq, D] in q's dtype; lse2 [T, Hq], without a gradient.
     """
-    num_tokens, num_heads, head_dim = q.shape
-    num_kv_heads = k.shape[1]
-    scale = head_dim**-0.5 if scale is None else scale
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
     counts = cu_seqlens.diff().long()  # [B]
-    past = memory.lengths.long() if memory is not None else torch.zeros_like(counts)
-    longest, longest_past = _max(counts), _max(past)
+    if memory is None or not _max(memory.lengths):
+        return _without_memory(q, k, v, counts.tolist(), window, scale)
+    return _with_memory(q, k, v, counts, window, scale, memory)
 
-    user = torch.repeat_interleave(torch.arange(len(counts), device=q.device), counts)  # [T]
-    row = torch.arange(num_tokens, device=q.device) - cu_seqlens.long()[user]  # [T] place among the user's new events
-    keys, values = q.new_zeros(2, len(counts), longest_past + longest, num_kv_heads, head_dim).unbind()
-    if memory is not None and longest_past:
-        _gather_pages(memory, past, keys, values)
-    keys = keys.index_put((user, longest_past + row), k)  # [B, M, Hkv, D]: past right-aligned, then the new events
-    values = values.index_put((user, longest_past + row), v)
-    queries = q.new_zeros(len(counts), longest, num_heads, head_dim).index_put((user, row), q)
+
+def _without_memory(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, counts: list[int], window: int, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Runs of users of equal length are views [users, length, ...], so nothing is padded: a trainer that orders the
+    users of a batch by length gets few runs. split and cat, not slices: their backward is one copy for all runs."""
+    runs = [(length, len(list(users))) for length, users in itertools.groupby(counts) if length]
+    if not runs:
+        return torch.zeros_like(q), q.new_zeros(q.shape[:2])
+    sizes = [length * users for length, users in runs]
+    parts = zip(runs, q.split(sizes), k.split(sizes), v.split(sizes), strict=True)
+    outs, lses = zip(
+        *(
+            _equal_lengths(*(x.unflatten(0, (users, length)) for x in (q_run, k_run, v_run)), window, scale)
+            for (length, users), q_run, k_run, v_run in parts
+        ),
+        strict=True,
+    )
+    return torch.cat([out.flatten(0, 1) for out in outs]), torch.cat([lse.flatten(0, 1) for lse in lses])
+
+
+def _equal_lengths(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """[N, L, H, D] of N users, L events each. Tiles of `window` queries see 2 window - 1 keys: O(L window) memory."""
+    length = q.shape[1]
+    tiles = []
+    for start in range(0, length, window):
+        stop, first = min(start + window, length), max(start - window + 1, 0)
+        i = torch.arange(start, stop, device=q.device)[:, None]
+        j = torch.arange(first, stop, device=q.device)
+        hidden = (j > i) | (j <= i - window)  # [T', M]
+        tiles.append(_attend(q[:, start:stop], k[:, first:stop], v[:, first:stop], hidden, scale))
+    if len(tiles) == 1:
+        return tiles[0]
+    outs, lses = zip(*tiles, strict=True)
+    return torch.cat(outs, dim=1), torch.cat(lses, dim=1)
+
+
+def _with_memory(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    counts: torch.Tensor,
+    window: int,
+    scale: float,
+    memory: PagedMemory,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pads to [B, longest past + longest new]: the past right-aligned, then the new events."""
+    num_users, longest = len(counts), _max(counts)
+    past = memory.lengths.long().clamp(max=window - 1)  # [B] what lies further back is seen by no query
+    longest_past = _max(past)
+    user = torch.repeat_interleave(torch.arange(num_users, device=q.device), counts)  # [T]
+    row = torch.arange(len(q), device=q.device) - (counts.cumsum(0) - counts)[user]  # [T] place among the new events
+    shape = (num_users, longest_past + longest, *k.shape[1:])
+    place, k_past, v_past = _gather_pages(memory, past, longest_past)
+    keys = k.new_zeros(shape).index_put(place, k_past.to(k.dtype)).index_put((user, longest_past + row), k)
+    values = v.new_zeros(shape).index_put(place, v_past.to(v.dtype)).index_put((user, longest_past + row), v)
+    queries = q.new_zeros(num_users, longest, *q.shape[1:]).index_put((user, row), q)
 
     i = torch.arange(longest, device=q.device)[:, None] + longest_past  # [T', 1]
     j = torch.arange(longest_past + longest, device=q.device)  # [M]
-    visible = (j <= i) & (j > i - window)  # [T', M]
-    visible = visible & (j >= (longest_past - past)[:, None, None])  # [B, T', M]
+    hidden = (j > i) | (j <= i - window) | (j < (longest_past - past)[:, None, None])  # [B, T', M]
+    out, lse2 = _attend(queries, keys, values, hidden[:, None, None], scale)
+    return out[user, row], lse2[user, row]
 
-    group = num_heads // num_kv_heads
-    queries = queries.unflatten(2, (num_kv_heads, group)).permute(0, 2, 3, 1, 4)  # [B, Hkv, G, T', D]
-    keys, values = (
-        keys.permute(0, 2, 3, 1)[:, :, None],
-        values.transpose(1, 2)[:, :, None],
-    )  # [B, Hkv, 1, D, M], [.., M, D]
-    scores = (queries @ keys * scale).masked_fill(~visible[:, None, None], -torch.inf)
-    lse = scores.logsumexp(-1)  # [B, Hkv, G, T']
-    out = torch.exp(scores - lse[..., None].clamp(min=torch.finfo(q.dtype).min)) @ values  # [B, Hkv, G, T', D]
-    out = out.permute(0, 3, 1, 2, 4).flatten(2, 3)[user, row]
-    return out, (lse * LOG2_E).permute(0, 3, 1, 2).flatten(2, 3)[user, row]
+
+def _attend(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, hidden: torch.Tensor, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """q [N, T', Hq, D], k and v [N, M, Hkv, D], hidden: what is not seen, [T', M] or [N, 1, 1, T', M]; every query
+    sees at least itself. Returns out as q and lse2 [N, T', Hq], which carries no gradient."""
+    num_kv_heads = k.shape[2]
+    queries = q.unflatten(2, (num_kv_heads, -1)).permute(0, 2, 3, 1, 4)  # [N, Hkv, G, T', D]
+    keys, values = k.permute(0, 2, 3, 1)[:, :, None], v.transpose(1, 2)[:, :, None]  # [N, Hkv, 1, D, M], [.., M, D]
+    scores = (queries * scale @ keys).masked_fill_(hidden, -torch.inf)  # [N, Hkv, G, T', M]
+    with torch.no_grad():
+        lse2 = scores.logsumexp(-1) * LOG2_E
+    out = scores.softmax(-1) @ values  # [N, Hkv, G, T', D]
+    return out.permute(0, 3, 1, 2, 4).flatten(2, 3), lse2.permute(0, 3, 1, 2).flatten(2, 3)
 
 
 def _max(counts: torch.Tensor) -> int:
     return int(counts.max()) if len(counts) else 0
 
 
-def _gather_pages(memory: PagedMemory, past: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
-    """Copy each user's memory, right-aligned, into keys and values [B, longest past + ..., Hkv, D]."""
-    page_size, longest = memory.k_pages.shape[1], _max(past)
-    user = torch.repeat_interleave(torch.arange(len(past), device=past.device), past)  # [sum of past]
-    start = torch.repeat_interleave(past.cumsum(0) - past, past)
-    event = torch.arange(len(user), device=past.device) - start
+def _gather_pages(
+    memory: PagedMemory, past: torch.Tensor, longest: int
+) -> tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor, torch.Tensor]:
+    """The newest `past[b]` events of each user, M in all: (user, right-aligned place), keys and values [M, Hkv, D]."""
+    page_size = memory.k_pages.shape[1]
+    user = torch.repeat_interleave(torch.arange(len(past), device=past.device), past)  # [M]
+    back = past.cumsum(0)[user] - torch.arange(len(user), device=past.device)  # [M] 1: the newest
+    event = memory.lengths.long()[user] - back
     page = memory.page_indices.long()[memory.page_indptr.long()[user] + event // page_size]
-    place = longest - past[user] + event
-    keys[user, place] = memory.k_pages[page, event % page_size].to(keys.dtype)
-    values[user, place] = memory.v_pages[page, event % page_size].to(values.dtype)
+    place = event % page_size
+    return (user, longest - back), memory.k_pages[page, place], memory.v_pages[page, place]
 
 
 def append_memory(
