@@ -1,0 +1,57 @@
+"""A real inference on a running server, and what the server says of itself. The only file here that knows tritonclient.
+
+"Ready" is no proof: a server whose Python stub has died still says ready.
+"""
+
+import numpy as np
+import tritonclient.grpc as triton
+from tritonclient.utils import InferenceServerException
+
+from longrec.errors import ServerError
+from longrec.protocol import CANDIDATE, EVENT, EVENT_COLUMNS, MODEL, STATE, USER
+
+__all__ = ["PROBE_USER", "probe_recommender", "server_version"]
+
+PROBE_USER = "longrec-probe"
+
+
+def probe_recommender(url: str, timeout_seconds: float) -> None:
+    """Ask model `recommender` for the next items of `PROBE_USER`; nothing is written to that user's log.
+
+    Args:
+        url: host:port of the server's gRPC endpoint.
+        timeout_seconds: of the request.
+
+    Raises:
+        ServerError: the model didn't answer, or answered without `STATE`.
+    """
+    user = triton.InferInput(USER, [1, 1], "BYTES")
+    user.set_data_from_numpy(np.array([[PROBE_USER.encode()]], dtype=np.object_))
+    event = triton.InferInput(EVENT, [1, 0, len(EVENT_COLUMNS)], "INT64")
+    event.set_data_from_numpy(np.empty((1, 0, len(EVENT_COLUMNS)), dtype=np.int64))
+    candidate = triton.InferInput(CANDIDATE, [1, 0], "INT64")
+    candidate.set_data_from_numpy(np.empty((1, 0), dtype=np.int64))
+    client = triton.InferenceServerClient(url)
+    try:
+        answer = client.infer(MODEL, [user, event, candidate], client_timeout=timeout_seconds)
+    except InferenceServerException as error:
+        raise ServerError(f"{MODEL} at {url}: expected an answer, got {error.status()}: {error.message()}") from None
+    finally:
+        client.close()
+    if answer.as_numpy(STATE) is None:
+        raise ServerError(f"{MODEL} at {url}: expected output {STATE}, got an answer without it")
+
+
+def server_version(url: str) -> str:
+    """The version that the server at `url` reports, such as "2.51.0".
+
+    Raises:
+        ServerError: it can't be reached.
+    """
+    client = triton.InferenceServerClient(url)
+    try:
+        return str(client.get_server_metadata(client_timeout=10.0).version)
+    except InferenceServerException as error:
+        raise ServerError(f"{url}: expected the server's metadata, got {error.status()}: {error.message()}") from None
+    finally:
+        client.close()
