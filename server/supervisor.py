@@ -1,9 +1,9 @@
 """The parent of a tritonserver: `python supervisor.py SHM_PREFIX GRACE_SECONDS COMMAND...`. Standard library only.
 
-It ends the server when its standard input closes, so whoever holds the other end may end in any way, by SIGKILL too, and
-nothing is left: not the server, not a stub of its Python backend, not their regions in /dev/shm. The server's own exit
-ends it as well, with the server's code. It stands in a session of its own, so that a terminal's Ctrl-C reaches the
-caller alone and the server is stopped in order.
+It ends the server when its standard input closes, so whoever holds the other end may end in any way, by SIGKILL too:
+no server is left, no stub of its Python backend, none of their regions in /dev/shm. The server's own exit ends it as
+well, with the server's code. It stands in a session of its own, so that a terminal's Ctrl-C reaches the caller alone
+and the server is stopped in order.
 """
 
 import contextlib

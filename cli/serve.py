@@ -1,0 +1,68 @@
+"""`longrec serve`: a model repository behind a running tritonserver, until it is told to stop."""
+
+import logging
+import signal
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+
+from longrec.errors import ServerError
+from longrec.server.process import Server
+
+__all__ = ["serve"]
+
+CHECK_SECONDS = 10.0
+FAILED_CHECKS = 3
+
+
+def serve(
+    repository: Annotated[Path, typer.Argument(help="Model repository, as `longrec export` writes it.")],
+    grpc_port: Annotated[int, typer.Option(help="Port for gRPC, which the client speaks. 0 takes a free one.")] = 8001,
+    http_port: Annotated[int, typer.Option(help="Port for HTTP. 0 takes a free one.")] = 8000,
+    metrics_port: Annotated[int, typer.Option(help="Port for Prometheus metrics. 0 takes a free one.")] = 8002,
+    host: Annotated[str, typer.Option(help="Address to listen on. The server has no password.")] = "127.0.0.1",
+    log: Annotated[
+        Path | None, typer.Option(help="The server's output. [default: tritonserver.log beside the repository]")
+    ] = None,
+) -> None:
+    """Serve REPOSITORY until Ctrl-C or SIGTERM.
+
+    Uses the tritonserver on PATH or in /opt/tritonserver; where there is none, downloads one for development, once.
+    """
+    console = Console()
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=console)])
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    server = Server(repository, host=host, grpc_port=grpc_port, http_port=http_port, metrics_port=metrics_port, log=log)
+    try:
+        with console.status("starting tritonserver"):
+            server.start()
+        table = Table.grid(padding=(0, 2))
+        table.add_row("gRPC", server.grpc_url)
+        table.add_row("HTTP", server.http_url)
+        table.add_row("metrics", server.metrics_url)
+        table.add_row("log", str(server.log))
+        console.print(f"tritonserver {server.version} serves {repository}; Ctrl-C stops it", table, sep="\n")
+        _watch(server)
+    except KeyboardInterrupt:
+        console.print("stopping")
+    finally:
+        server.stop()
+
+
+def _watch(server: Server) -> None:
+    """Return never; a server that has ended or no longer answers is an error, so that a supervisor restarts it."""
+    failed = 0
+    while True:
+        if server.wait(CHECK_SECONDS):
+            server.check()
+        try:
+            server.check()
+            failed = 0
+        except ServerError:
+            failed += 1
+            if failed == FAILED_CHECKS:
+                raise
