@@ -181,7 +181,7 @@ class Engine:
 
     def _run(self, wave: Sequence["_Row"], hidden: Hidden) -> None:
         """Run the next `count` events of each user of the wave through the network."""
-        model, total = self.network.config, sum(row.count for row in wave)
+        model, total = self.network.config, sum(row.num_events for row in wave)
         items, gaps, positions, slots = (np.empty(total, np.int64) for _ in range(4))
         cu_seqlens, page_indptr = (np.zeros(len(wave) + 1, np.int32) for _ in range(2))
         lengths = np.empty(len(wave), np.int32)
@@ -230,19 +230,19 @@ class Engine:
             candidates = queries[number].candidates
             if candidates is not None:
                 known = candidates[candidates < num_items]
-                row = torch.from_numpy(hidden[number]).to(self.device)
-                scores = (self._item_table[torch.from_numpy(known).to(self.device)] @ row).cpu().numpy()
-                order = np.lexsort((known, -scores))  # equal scores: the lower index first
-                ranked[number] = _first(known[order], scores[order], queries[number].k)
+                state = torch.from_numpy(hidden[number]).to(self.device)
+                logits = (self._item_table[torch.from_numpy(known).to(self.device)] @ state).cpu().numpy()
+                order = np.lexsort((known, -logits))  # equal scores: the lower index first
+                ranked[number] = _first(known[order], logits[order], queries[number].k)
         return ranked
 
 
 class _Row(NamedTuple):
-    """One user's part of a wave."""
+    """One user's part of a wave: the next `num_events` of what the memory lacks."""
 
     work: _UserWork
     memory: UserMemory
-    count: int
+    num_events: int
 
 
 def _first(items: NDArray[np.int64], scores: NDArray[np.float32], k: int) -> Ranked:

@@ -103,7 +103,7 @@ class EventLog:
             MachineError: the disk or the log's size limit is full; nothing was appended.
         """
         if not any(len(append.events) for append in appends):
-            with self._env.begin(buffers=True) as transaction, transaction.cursor() as cursor:
+            with self._env.begin() as transaction, transaction.cursor() as cursor:
                 return [_check(append, _length(cursor, append.user)) for append in appends]
         try:
             with self._env.begin(write=True) as transaction, transaction.cursor() as cursor:
@@ -115,7 +115,7 @@ class EventLog:
 
     def length(self, user: bytes) -> int:
         """Number of events in the user's log; 0 for a user never seen."""
-        with self._env.begin(buffers=True) as transaction, transaction.cursor() as cursor:
+        with self._env.begin() as transaction, transaction.cursor() as cursor:
             return _length(cursor, user)
 
     def read(self, user: bytes, start: int, stop: int) -> Rows:
@@ -126,7 +126,7 @@ class EventLog:
         """
         prefix = _prefix(user)
         found, expected = [], stop
-        with self._env.begin(buffers=True) as transaction, transaction.cursor() as cursor:
+        with self._env.begin() as transaction, transaction.cursor() as cursor:
             valid = _seek_last(cursor, prefix, stop - 1)
             while valid and expected > start:  # from the last record that begins before `stop` backwards
                 first, rows = _decode(cursor.key(), cursor.value(), len(prefix))
@@ -134,7 +134,7 @@ class EventLog:
                     break
                 found.append(rows[max(0, start - first) : expected - first])
                 expected = first
-                valid = cursor.prev() and bytes(cursor.key()[: len(prefix)]) == prefix
+                valid = cursor.prev() and cursor.key().startswith(prefix)
         if expected > start:
             raise DataError(
                 f"event_log={self.path}: expected events {start}..{stop - 1} of a user, got none at {expected - 1}"
@@ -156,13 +156,13 @@ def _seek_last(cursor: lmdb.Cursor, prefix: bytes, position: int) -> bool:
     """Place the cursor on the user's last record whose first event is at or before `position`."""
     key = prefix + struct.pack(">Q", position)
     if cursor.set_range(key):
-        if bytes(cursor.key()) == key:
+        if cursor.key() == key:
             return True
         if not cursor.prev():
             return False
     elif not cursor.last():
         return False
-    return bytes(cursor.key()[: len(prefix)]) == prefix
+    return cursor.key().startswith(prefix)
 
 
 def _length(cursor: lmdb.Cursor, user: bytes) -> int:
@@ -197,7 +197,7 @@ def _decode(key: bytes, value: bytes, prefix_bytes: int) -> tuple[int, Rows]:
     """(position of the first event, rows) of a record; the rows are a copy."""
     first = int(struct.unpack_from(">Q", key, prefix_bytes)[0])
     version, columns, _, checksum = HEADER.unpack_from(value)
-    payload = bytes(value[HEADER.size :])
+    payload = value[HEADER.size :]
     if version != FORMAT or columns != COLUMNS:
         raise DataError(
             f"record at {first}: expected format {FORMAT} with {COLUMNS} columns, got {version} with {columns}"

@@ -19,7 +19,7 @@ COUNTERS = {
     "events_rebuilt": ("longrec_events_rebuilt_total", "Of these, events that were read back from the log"),
     "waves": ("longrec_waves_total", "Passes through the network"),
 }
-GAUGES = {
+GAUGES: dict[str, tuple[str, str, Callable[[Engine], float]]] = {
     "users": ("longrec_memory_users", "Users with memory", lambda engine: len(engine.pool)),
     "free": ("longrec_memory_pages_free", "Free pages", lambda engine: engine.pool.num_free_pages),
     "pages": ("longrec_memory_pages", "Pages of the pool", lambda engine: engine.pool.num_pages),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 import triton_python_backend_utils as pb_utils
 
 from longrec.config import EngineConfig, parse_config
@@ -43,9 +44,10 @@ class TritonPythonModel:
         self.config = parse_config(EngineConfig, parameters, "config.pbtxt parameters")
         folder = Path(args["model_repository"])  # of this model; the repository's root is its parent
         network, _ = load_network(folder / args["model_version"])
-        device = "cuda" if args["model_instance_kind"] == "GPU" else "cpu"
-        if device == "cuda":
+        device = "cpu"
+        if args["model_instance_kind"] == "GPU":
             device = f"cuda:{args['model_instance_device_id']}"
+        torch.set_num_threads(self.config.cpu_threads)
         self.log = EventLog(
             (folder.parent / self.config.event_log).resolve(),
             durability=self.config.durability,

@@ -1,0 +1,37 @@
+"""The answer without any memory: a whole history in one pass. What streamed answers are held against."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from longrec.modeling.features import gap_buckets
+from longrec.modeling.transformer import Transformer
+
+__all__ = ["recompute_scores"]
+
+
+@torch.inference_mode()
+def recompute_scores(
+    network: Transformer, items: NDArray[np.int64], times_ms: NDArray[np.int64], after: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Scores of the whole catalogue after the first `after[q]` events of one user's history.
+
+    Args:
+        network: in evaluation mode.
+        items, times_ms: [n] the history; an item outside the catalogue is the unknown item.
+        after: [Q] in 0..n.
+
+    Returns:
+        [Q, num_items].
+    """
+    config, device = network.config, network.item_table.device
+    hidden = network.start[None]  # [1 + n, dim]: row n is the state after n events
+    if len(items):
+        inputs = (
+            np.minimum(items, config.num_items),
+            gap_buckets(times_ms, None, config.num_gap_buckets),
+            np.arange(len(items)),
+            np.array([0, len(items)], np.int32),
+        )
+        hidden = torch.cat((hidden, network(*(torch.from_numpy(array).to(device) for array in inputs))))
+    return network.scores(hidden[torch.from_numpy(after).to(device)]).cpu().numpy()
