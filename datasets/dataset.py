@@ -45,6 +45,16 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.items)
 
+    def events(self, user: int) -> NDArray[np.int64]:
+        """[n, 3] int64: a user's history as the wire's EVENT has it: position, catalogue index, unix ms.
+
+        Args:
+            user: index into `users`.
+        """
+        rows = slice(self.indptr[user], self.indptr[user + 1])
+        items = self.items[rows]
+        return np.stack((np.arange(len(items)), items, self.times_ms[rows]), axis=1)
+
     @classmethod
     def from_interactions(cls, name: str, frame: pl.DataFrame, titles: Mapping[str, str] | None = None) -> "Dataset":
         """Order interactions by user and time; equal times keep the order of the file.

@@ -23,7 +23,8 @@ FORMATS: Mapping[str, Format] = {
     ".item": "recbole",
     ".dat": "movielens",
 }
-TIME_UNITS: Mapping[str, int] = {"s": 1_000_000, "ms": 1_000, "us": 1}  # microseconds of one unit
+TIME_UNITS: Mapping[str, tuple[int, int]] = {"s": (1000, 1), "ms": (1, 1), "us": (1, 1000)}  # to milliseconds
+POSSIBLE_MS = (-62_135_596_800_000, 253_402_300_799_999)  # years 1 to 9999: milliseconds taken for seconds fall out
 MOVIELENS_INTERACTIONS = ("user_id", "item_id", "rating", "timestamp")
 MOVIELENS_TITLES = ("item_id", "movie_title", "genres")
 FIRST_ROW: Mapping[Format, int] = {"csv": 2, "tsv": 2, "parquet": 1, "recbole": 2, "movielens": 1}
@@ -73,12 +74,12 @@ def read_interactions(
     kind = kind or _format_of(path)
     frame = _read_columns(path, kind, dict(zip(("user", "item", "time"), columns, strict=True)), MOVIELENS_INTERACTIONS)
     text = pl.col("user", "item").cast(pl.String)
-    frame = frame.with_columns(text, _microseconds(frame["time"], time_unit).alias("time"))
-    for name, column in zip(("user", "item", "time"), columns, strict=True):
-        _require(path, kind, column, frame[name].is_not_null(), f"a {name}")
-        if name != "time":
-            _require(path, kind, column, frame[name].str.len_bytes() > 0, f"a {name}")
-    return frame.select("user", "item", (pl.col("time") // 1000).alias("time_ms"))
+    frame = frame.select(text, _milliseconds(frame["time"], time_unit).alias("time_ms"))
+    for column, cells in ((columns.user, frame["user"]), (columns.item, frame["item"])):
+        _require(path, kind, column, (cells.str.len_bytes() > 0).fill_null(False), "a value")
+    expected = f"a time of the years 1 to 9999 (numbers are in {time_unit})"
+    _require(path, kind, columns.time, frame["time_ms"].is_not_null(), expected)
+    return frame
 
 
 def read_titles(
@@ -95,7 +96,7 @@ def read_titles(
     kind = kind or _format_of(path)
     wanted = {name: column for name, column in columns._asdict().items() if column is not None}
     frame = _read_columns(path, kind, wanted, MOVIELENS_TITLES).with_columns(pl.all().cast(pl.String))
-    _require(path, kind, columns.item, frame["item"].is_not_null(), "an item")
+    _require(path, kind, columns.item, (frame["item"].str.len_bytes() > 0).fill_null(False), "a value")
     _require(path, kind, columns.item, frame["item"].is_first_distinct(), "an item that no earlier row has")
     title = pl.col("title").fill_null(pl.col("item"))
     if "year" in frame.columns:
@@ -149,26 +150,38 @@ def _read_frame(path: Path, kind: Format, movielens: tuple[str, ...]) -> pl.Data
     return frame.rename(lambda name: name.rsplit(":", 1)[0]) if kind == "recbole" else frame
 
 
-def _microseconds(time: pl.Series, unit: str) -> pl.Series:
-    """Int64 microseconds; null where a cell is no time."""
-    scale = TIME_UNITS[unit]
-    if time.dtype == pl.Date or isinstance(time.dtype, pl.Datetime):
-        return time.cast(pl.Datetime("us")).cast(pl.Int64)
-    if time.dtype.is_integer():
-        return time.cast(pl.Int64, strict=False) * scale
+def _milliseconds(time: pl.Series, unit: str) -> pl.Series:
+    """Int64 unix milliseconds; null where a cell is no time between the years 1 and 9999."""
     if time.dtype == pl.String:
-        time = time.str.strip_chars()
-        whole = time.cast(pl.Int64, strict=False)
-        if whole.null_count() == 0:
-            return whole * scale
-        number = time.cast(pl.Float64, strict=False)
-        if number.null_count() == len(time):
-            dates = time.str.to_datetime(time_unit="us", time_zone="UTC", strict=False)
-            return dates.cast(pl.Int64)
-        time = number
-    if not time.dtype.is_float():
-        return pl.Series(time.name, [None] * len(time), dtype=pl.Int64)
-    return (time * scale).round().cast(pl.Int64, strict=False)
+        time = _parse(time.str.strip_chars())
+    if time.dtype == pl.Date or isinstance(time.dtype, pl.Datetime):
+        time, unit = time.cast(pl.Datetime("ms")).cast(pl.Int64), "ms"
+    if not time.dtype.is_numeric():
+        return pl.Series([None] * len(time), dtype=pl.Int64)
+    numerator, denominator = TIME_UNITS[unit]
+    rough = time.cast(pl.Float64) * (numerator / denominator)
+    possible = rough.is_between(*POSSIBLE_MS).fill_null(False)
+    time = pl.select(pl.when(possible).then(time)).to_series()  # whole numbers can't overflow now, nor floats be NaN
+    if time.dtype.is_integer():
+        exact: pl.Series = time.cast(pl.Int64) * numerator // denominator
+    else:
+        exact = (time * numerator / denominator).floor().cast(pl.Int64)
+    return exact
+
+
+def _parse(text: pl.Series) -> pl.Series:
+    """Whole numbers if all cells are, else numbers if any is, else ISO 8601 dates; null where a cell is none."""
+    whole: pl.Series = text.cast(pl.Int64, strict=False)
+    if whole.null_count() == 0:
+        return whole
+    number: pl.Series = text.cast(pl.Float64, strict=False)
+    if number.null_count() < len(text):
+        return number
+    try:
+        dates: pl.Series = text.str.to_datetime(time_unit="ms", time_zone="UTC", strict=False)
+    except pl.exceptions.ComputeError:  # no format of a date fits the first cells
+        return number
+    return dates
 
 
 def _require(path: Path, kind: Format, column: str, fits: pl.Series, expected: str) -> None:
@@ -176,4 +189,6 @@ def _require(path: Path, kind: Format, column: str, fits: pl.Series, expected: s
     first = fits.arg_min()
     if first is not None and not fits[first]:
         row = first + FIRST_ROW[kind]
-        raise DataError(f"{path}: row {row}, column {column!r}: expected {expected}, got an empty or unreadable cell")
+        raise DataError(
+            f"{path}: row {row}, column {column!r}: expected {expected}, got a cell that is empty or something else"
+        )

@@ -72,15 +72,13 @@ def _without_memory(
     if not runs:
         return torch.zeros_like(q), q.new_zeros(q.shape[:2])
     sizes = [length * users for length, users in runs]
-    parts = zip(runs, q.split(sizes), k.split(sizes), v.split(sizes), strict=True)
-    outs, lses = zip(
-        *(
-            _equal_lengths(*(x.unflatten(0, (users, length)) for x in (q_run, k_run, v_run)), window, scale)
-            for (length, users), q_run, k_run, v_run in parts
-        ),
-        strict=True,
-    )
-    return torch.cat([out.flatten(0, 1) for out in outs]), torch.cat([lse.flatten(0, 1) for lse in lses])
+    outs, lses = [], []
+    for (length, users), *rows in zip(runs, *(torch.split(x, sizes) for x in (q, k, v)), strict=True):
+        q_run, k_run, v_run = (torch.unflatten(x, 0, (users, length)) for x in rows)
+        out, lse2 = _equal_lengths(q_run, k_run, v_run, window, scale)
+        outs.append(out.flatten(0, 1))
+        lses.append(lse2.flatten(0, 1))
+    return torch.cat(outs), torch.cat(lses)
 
 
 def _equal_lengths(
@@ -135,7 +133,7 @@ def _attend(
     """q [N, T', Hq, D], k and v [N, M, Hkv, D], hidden: what is not seen, [T', M] or [N, 1, 1, T', M]; every query
     sees at least itself. Returns out as q and lse2 [N, T', Hq], which carries no gradient."""
     num_kv_heads = k.shape[2]
-    queries = q.unflatten(2, (num_kv_heads, -1)).permute(0, 2, 3, 1, 4)  # [N, Hkv, G, T', D]
+    queries = torch.unflatten(q, 2, (num_kv_heads, -1)).permute(0, 2, 3, 1, 4)  # [N, Hkv, G, T', D]
     keys, values = k.permute(0, 2, 3, 1)[:, :, None], v.transpose(1, 2)[:, :, None]  # [N, Hkv, 1, D, M], [.., M, D]
     scores = (queries * scale @ keys).masked_fill_(hidden, -torch.inf)  # [N, Hkv, G, T', M]
     with torch.no_grad():

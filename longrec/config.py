@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from longrec.errors import ArgumentError
 
@@ -67,23 +67,40 @@ class TrainConfig(_Config):
     """How a network is trained.
 
     Args:
-        sequence_length: events of a packed sequence.
+        sequence_length: most events of a packed sequence; longer histories are cut anew each epoch.
         batch_events: events of one optimiser step.
         epochs: passes over the data; the cosine schedule ends with the last.
-        max_seconds: training stops here at the latest, with the schedule scaled so that it ends in time.
-        learning_rate: peak of the schedule. weight_decay, dropout, warmup_steps: as usual.
+        max_seconds: training gets as many of the epochs as fit into this time, with the schedule scaled to them; as
+            long as all fit, it changes nothing.
+        learning_rate: peak of the schedule. weight_decay, warmup_steps, clip_norm: as usual.
+        dropout: in the network.
+        item_dropout: share of the input items that are replaced by the unknown item.
+        label_smoothing: probability that the target spreads over the catalogue.
+        ema_decay: of the moving average of the weights that is validated and kept; 0: the weights themselves.
+        validate_every: epochs from one validation to the next; the last is always validated.
         seed: of weights, dropout and order; the same seed on the same machine gives the same weights.
     """
 
     sequence_length: Positive = 256
-    batch_events: Positive = 8192
-    epochs: Positive = 60
+    batch_events: Positive = 4096
+    epochs: Positive = 40
     max_seconds: Annotated[float, Field(gt=0)] | None = None
     learning_rate: Annotated[float, Field(gt=0)] = 2e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
-    dropout: Fraction = 0.4
     warmup_steps: Annotated[int, Field(ge=0)] = 50
-    seed: int = 0
+    clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    dropout: Fraction = 0.4
+    item_dropout: Fraction = 0.0
+    label_smoothing: Fraction = 0.0
+    ema_decay: Fraction = 0.0
+    validate_every: Positive = 2
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+def _page_size(value: int) -> int:
+    if value not in (16, 32, 64, 128):
+        raise ValueError("16, 32, 64 or 128")
+    return value
 
 
 class EngineConfig(_Config):
@@ -96,6 +113,7 @@ class EngineConfig(_Config):
         max_step_events: most events that run through the network in one pass.
         memory_bytes: size of the page pool, all layers.
         page_size: events of a page (the S of the kernels).
+        cpu_threads: threads of an instance on a CPU; the server and its clients need the other cores.
         event_log: folder of the event log; a relative path is relative to the model repository.
         durability: `commit`: an acknowledged event is on disk; `interval`: the last `flush_milliseconds` may be lost
             when the machine (not the process) stops; `none`: the operating system decides.
@@ -107,7 +125,8 @@ class EngineConfig(_Config):
     max_candidates: Positive = 4096
     max_step_events: Positive = 2048
     memory_bytes: Positive = 256 << 20
-    page_size: Literal[16, 32, 64, 128] = 32
+    page_size: Annotated[int, AfterValidator(_page_size)] = 32
+    cpu_threads: Positive = 1
     event_log: str = "../event_log"
     durability: Literal["commit", "interval", "none"] = "interval"
     flush_milliseconds: Positive = 100
@@ -124,4 +143,6 @@ def parse_config(kind: type[C], values: dict[str, Any], source: str | Path) -> C
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or kind.__name__
-        raise ArgumentError(f"{source}: {field}", first["msg"], got=repr(first.get("input"))) from None
+        expected = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+        got = "" if isinstance(first["input"], dict) else repr(first["input"])  # a dict: the fields don't fit together
+        raise ArgumentError(f"{source}: {field}", expected, got) from None

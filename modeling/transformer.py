@@ -59,7 +59,7 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config, dropout) for _ in range(config.num_layers))
         self.norm = nn.RMSNorm(config.dim, eps=1e-6)
         self.start = nn.Parameter(torch.empty(config.dim))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -105,6 +105,22 @@ class Transformer(nn.Module):
         return hidden @ self.item_table.T
 
 
+class Dropout(nn.Module):
+    """`nn.Dropout`, but the mask is a comparison with uniform numbers: torch's draws Bernoulli numbers one by one on the
+    CPU, which took 3.7 ms for [4096, 64] where this takes 1.1, and that five times a step."""
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Zero each element with the probability, and scale the others so that the mean stays."""
+        if not self.training or self.probability == 0.0:
+            return x
+        kept = torch.rand_like(x) >= self.probability
+        return x * kept.to(x.dtype).mul_(1.0 / (1.0 - self.probability))
+
+
 class Block(nn.Module):
     """x + attention(norm(x)), then x + feed-forward(norm(x))."""
 
@@ -118,7 +134,7 @@ class Block(nn.Module):
         self.feed_forward_norm = nn.RMSNorm(config.dim, eps=1e-6)
         self.gate_up = nn.Linear(config.dim, 2 * config.hidden_dim, bias=False)
         self.down = nn.Linear(config.hidden_dim, config.dim, bias=False)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self, x: Tensor, positions: Tensor, cu_seqlens: Tensor, memory: ServingMemory | None, index: int

@@ -1,1 +1,23 @@
-"""."""
+"""Training and evaluation: packed batches, losses, the trainer, ranking metrics."""
+
+from longrec.training.evaluation import Metrics, evaluate, rank_targets, ranking_metrics
+from longrec.training.losses import next_item_loss
+from longrec.training.packing import Batch, pack
+from longrec.training.reporting import Observer, ProgressBar, TensorBoard, plot_history
+from longrec.training.trainer import Trained, train
+
+__all__ = [
+    "Batch",
+    "Metrics",
+    "Observer",
+    "ProgressBar",
+    "TensorBoard",
+    "Trained",
+    "evaluate",
+    "next_item_loss",
+    "pack",
+    "plot_history",
+    "rank_targets",
+    "ranking_metrics",
+    "train",
+]

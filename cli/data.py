@@ -1,0 +1,86 @@
+"""`longrec data fetch` and `longrec data import`: interactions into a dataset folder."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from longrec.datasets import Dataset
+
+__all__ = ["data_app"]
+
+data_app = typer.Typer(
+    help="Get interactions into a dataset folder that `longrec train` reads.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+)
+
+
+@data_app.command("fetch")
+def fetch_command(
+    name: Annotated[str, typer.Argument(help="ml-100k: MovieLens-100k, 943 users, 1,682 films, 100,000 ratings.")],
+    out: Annotated[Path | None, typer.Option(help="Dataset folder; data/NAME by default.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Download even if the folder holds a dataset.")] = False,
+) -> None:
+    """Download a public dataset.
+
+    Example: [bold]longrec data fetch ml-100k[/bold], then [bold]longrec train data/ml-100k[/bold].
+    """
+    from longrec.datasets import SOURCES, Dataset, fetch
+
+    folder = out or Path("data") / name
+    console = Console()
+    if not force and (folder / "dataset.json").is_file():
+        dataset = Dataset.load(folder)
+        console.print(f"{folder} is there already; --force downloads it anew")
+    else:
+        with console.status(f"downloading {name}"):
+            dataset = fetch(name)
+        dataset.save(folder)
+    console.print(_table(dataset, folder))
+    if name in SOURCES:
+        console.print(SOURCES[name].terms, style="dim")
+
+
+@data_app.command("import")
+def import_command(
+    file: Annotated[
+        Path, typer.Argument(help="Interactions: .csv, .tsv, .parquet, .inter (RecBole), .dat (MovieLens ::).")
+    ],
+    out: Annotated[Path, typer.Option(help="Dataset folder to write.")],
+    user: Annotated[str, typer.Option(help="Column of the user's key.")] = "user_id",
+    item: Annotated[str, typer.Option(help="Column of the item's id, in both files.")] = "item_id",
+    time: Annotated[str, typer.Option(help="Column of the time: a number, a date, or ISO 8601 text.")] = "timestamp",
+    time_unit: Annotated[str, typer.Option(help="Unit of a numeric time since 1970: s, ms or us.")] = "s",
+    titles: Annotated[
+        Path | None, typer.Option(help="Item file (.csv, .tsv, .parquet, .item, .dat) with titles.")
+    ] = None,
+    title: Annotated[str, typer.Option(help="Column of the title in the item file.")] = "movie_title",
+    year: Annotated[str | None, typer.Option(help="Column that is put behind the title in brackets.")] = None,
+) -> None:
+    """Import a file of interactions, one row each.
+
+    A user's events are ordered by time; events of the same time keep the order of the file. Repeated events stay.
+
+    Example: [bold]longrec data import orders.csv --user customer --item sku --time bought_at --out data/orders[/bold]
+    """
+    from longrec.datasets import Dataset, InteractionColumns, TitleColumns, read_interactions, read_titles
+
+    frame = read_interactions(file, InteractionColumns(user, item, time), time_unit=time_unit)
+    names = read_titles(titles, TitleColumns(item, title, year)) if titles else None
+    dataset = Dataset.from_interactions(file.stem, frame, names)
+    dataset.save(out)
+    Console().print(_table(dataset, out))
+
+
+def _table(dataset: "Dataset", folder: Path) -> Table:
+    table = Table(title=f"{dataset.name} in {folder}")
+    for heading in ("users", "items", "events", "events a user, median", "longest"):
+        table.add_column(heading, justify="right")
+    counts = sorted((dataset.indptr[1:] - dataset.indptr[:-1]).tolist())
+    numbers = (len(counts), len(dataset.catalogue), len(dataset), counts[len(counts) // 2], counts[-1])
+    table.add_row(*(f"{number:,}" for number in numbers))
+    return table

@@ -1,0 +1,178 @@
+"""The training loop: epochs of packed batches, validation, and the choice of the best weights by the validation event.
+
+Deterministic: the same data, config, seed, machine and number of threads give the same weights, as long as
+`max_seconds` is not what ends the run (see `schedule.Budget`).
+"""
+
+import copy
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from longrec.config import ModelConfig, TrainConfig
+from longrec.datasets import Dataset, Split
+from longrec.errors import ArgumentError, DataError
+from longrec.modeling import Transformer
+from longrec.training.evaluation import evaluate, history_gaps, ranking_metrics
+from longrec.training.losses import next_item_loss
+from longrec.training.optimizer import WeightAverage, adamw
+from longrec.training.packing import Batch, pack
+from longrec.training.reporting import Observer
+from longrec.training.schedule import Budget, learning_rate
+
+__all__ = ["Trained", "train"]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run gives.
+
+    Args:
+        network: with the weights of the best validated epoch, in evaluation mode.
+        best_epoch: from 1.
+        history: a JSON-able record an epoch: epoch, loss, learning_rate, events_per_second, seconds since the start,
+            and where it was validated `validation` with the metrics.
+        seconds: the whole run, validation included.
+        events_per_second: events through forward and backward per second of training alone.
+    """
+
+    network: Transformer
+    best_epoch: int
+    history: Sequence[dict[str, Any]]
+    seconds: float
+    events_per_second: float
+
+
+def train(
+    dataset: Dataset, split: Split, model: ModelConfig, config: TrainConfig, observers: Sequence[Observer] = ()
+) -> Trained:
+    """Train a network on the training part of `dataset`.
+
+    Args:
+        dataset, split: the data, and which rows of it are trained and validated on.
+        model: shape; `num_items` is the catalogue's length.
+        config: how.
+        observers: told after each epoch.
+
+    Raises:
+        ArgumentError: `model` has another number of items than the catalogue.
+        DataError: there is nothing to train or validate on, or the loss is no longer finite.
+    """
+    if model.num_items != len(dataset.catalogue):
+        raise ArgumentError(f"num_items={model.num_items}", f"{len(dataset.catalogue)}, the length of the catalogue")
+    if not len(split.evaluated):
+        raise DataError(f"{dataset.name}: expected at least one user with 3 events, to validate on")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return _Run(dataset, split, model, config).run(observers)
+
+
+class _Run:
+    def __init__(self, dataset: Dataset, split: Split, model: ModelConfig, config: TrainConfig) -> None:
+        self.dataset, self.split, self.config = dataset, split, config
+        self.network = Transformer(model, dropout=config.dropout)
+        self.averaged = Transformer(model).eval()
+        self.average = WeightAverage(self.network, config.ema_decay)
+        self.optimizer = adamw(self.network, config)
+        self.items = torch.from_numpy(dataset.items)
+        self.gaps = torch.from_numpy(history_gaps(dataset, model.num_gap_buckets))
+        self.unknown = model.num_items
+        self.step = 0
+
+    def run(self, observers: Sequence[Observer]) -> Trained:
+        began = time.perf_counter()
+        budget = Budget(self.config.epochs, self.config.max_seconds)
+        history: list[dict[str, Any]] = []
+        best, best_epoch, best_weights = -math.inf, 0, {}
+        events, training_seconds = 0, 0.0
+        while budget.left:
+            epoch_began = time.perf_counter()
+            loss, rate, count = self.epoch(budget)
+            seconds = time.perf_counter() - epoch_began
+            events, training_seconds = events + count, training_seconds + seconds
+            record: dict[str, Any] = {
+                "epoch": budget.done + 1,
+                "loss": loss,
+                "learning_rate": rate,
+                "events_per_second": count / seconds,
+            }
+            budget.finish_epoch(time.perf_counter() - began)
+            if not budget.left or budget.done % self.config.validate_every == 0:
+                record["validation"] = self.validate()
+                if record["validation"]["ndcg@10"] > best:
+                    best, best_epoch = record["validation"]["ndcg@10"], budget.done
+                    best_weights = copy.deepcopy(self.averaged.state_dict())
+            record["seconds"] = time.perf_counter() - began
+            history.append(record)
+            for observer in observers:
+                observer.epoch(record, budget.epochs)
+        self.averaged.load_state_dict(best_weights)
+        seconds = time.perf_counter() - began
+        return Trained(self.averaged, best_epoch, history, seconds, events / training_seconds)
+
+    def epoch(self, budget: Budget) -> tuple[float, float, int]:
+        """One pass; the mean loss, the last learning rate and the number of input events."""
+        batches = pack(
+            self.dataset.indptr[:-1],
+            self.split.train_end,
+            sequence_length=self.config.sequence_length,
+            batch_events=self.config.batch_events,
+            rng=np.random.default_rng([self.config.seed, budget.done]),
+        )
+        self.network.train()
+        total, events, rate = 0.0, 0, 0.0
+        for index, batch in enumerate(batches):
+            progress = budget.within(index / len(batches))
+            rate = learning_rate(self.config.learning_rate, progress, self.step, self.config.warmup_steps)
+            total += self.optimise(batch, rate)
+            events += len(batch.rows)
+            self.step += 1
+        if not math.isfinite(total):
+            raise DataError(
+                f"training: the loss is no longer finite in epoch {budget.done + 1}; lower learning_rate "
+                f"(now {self.config.learning_rate})"
+            )
+        return total / len(batches), rate, events
+
+    def optimise(self, batch: Batch, rate: float) -> float:
+        """One step; the loss before it."""
+        rows = torch.from_numpy(batch.rows)
+        hidden = self.network(
+            self.hide(self.items[rows]),
+            self.gaps[rows],
+            torch.from_numpy(batch.positions),
+            torch.from_numpy(batch.cu_seqlens),
+        )
+        loss = next_item_loss(
+            self.network,
+            hidden,
+            self.items[rows + 1],
+            self.items[torch.from_numpy(batch.first)],
+            label_smoothing=self.config.label_smoothing,
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip_norm)
+        self.optimizer.step()
+        self.average.update(self.network)
+        return loss.item()
+
+    def hide(self, items: Tensor) -> Tensor:
+        """Put the unknown item in place of a share of the input: its row is trained, and no single event relied on."""
+        if self.config.item_dropout == 0.0:
+            return items
+        return torch.where(torch.rand(items.shape) < self.config.item_dropout, self.unknown, items)
+
+    def validate(self) -> dict[str, float]:
+        """Metrics of the averaged weights on the validation events."""
+        self.averaged.load_state_dict(dict(self.average.items()))
+        ranks = evaluate(self.averaged, self.dataset, self.split.evaluated, self.split.validation)
+        return ranking_metrics(ranks.numpy()).as_dict()
