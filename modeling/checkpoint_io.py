@@ -39,7 +39,8 @@ def load_network(folder: Path) -> tuple[Transformer, Checkpoint]:
             shape or type, or not finite.
     """
     checkpoint = load_checkpoint(folder)
-    network = Transformer(checkpoint.config)
+    with torch.device("meta"):  # neither draws nor stores weights that are replaced at once
+        network = Transformer(checkpoint.config)
     expected = network.state_dict()
     for kind, names in (
         ("missing", expected.keys() - checkpoint.weights.keys()),
@@ -57,5 +58,5 @@ def load_network(folder: Path) -> tuple[Transformer, Checkpoint]:
             )
         if not weight.isfinite().all():
             raise CheckpointError(f"{folder / WEIGHTS}: {name}: expected finite numbers; the training diverged")
-    network.load_state_dict(state)
+    network.load_state_dict(state, assign=True)
     return network.eval(), checkpoint
