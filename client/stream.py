@@ -121,12 +121,13 @@ class Stream:
                 self._wake()
 
     def close(self) -> None:
-        """Cancel what is in flight and end the stream. Harmless when repeated."""
+        """End the stream; what is in flight is cancelled. Harmless when repeated."""
+        self.finish()
         with self._lock:
-            self._finished = True
             if self._sent:
                 self._fail(ServerError("the stream was closed"))
-            self._wake()
+        if self._failure is None:
+            self._reader.join(self.timeout_seconds)  # the server ends it
         self._call.cancel()
         self._reader.join()
 
