@@ -13,6 +13,7 @@ Remove this file when the development wheel's server is 24.11 or later.
 """
 
 import ctypes
+import math
 from typing import Any
 
 import c_python_backend_utils
@@ -40,11 +41,11 @@ def _contiguous_arrays() -> tuple[Any, ...]:
     signature = ctypes.PYFUNCTYPE(
         pointer, pointer, pointer, ctypes.c_int, pointer, pointer, pointer, ctypes.c_int, pointer
     )
-    original = signature(table[NEW_FROM_DESCR])
+    original = ctypes.cast(ctypes.c_void_p(table[NEW_FROM_DESCR]), signature)
 
     def new_from_descr(
         kind: int, descr: int, ndim: int, dims: int, strides: int, data: int, flags: int, owner: int
-    ) -> int:
+    ) -> Any:
         return original(kind, descr, ndim, dims, None, data, flags, owner)
 
     callback = signature(new_from_descr)
@@ -65,7 +66,10 @@ def _tensors_through_dlpack() -> None:
             raise TypeError(
                 f"{name}: expected a numeric array, got {array.dtype}: this stub can't send BYTES on NumPy 2"
             )
-        array = np.require(array, requirements="CW")  # NumPy exports no read-only array through DLPack
+        array = np.require(array, requirements=["C", "W"])  # NumPy exports no read-only array through DLPack
+        if not array.size:  # then NumPy calls any strides contiguous; the stub insists on products of the dims
+            strides = [math.prod(array.shape[axis + 1 :]) * array.itemsize for axis in range(array.ndim)]
+            array = np.lib.stride_tricks.as_strided(array, strides=strides)
         capsule = array.__dlpack__()
         tensor = from_dlpack(name, capsule)
         set_name(capsule, USED_CAPSULE)  # the stub leaves a name that NumPy doesn't know and complains about

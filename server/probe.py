@@ -35,7 +35,7 @@ def probe_recommender(url: str, timeout_seconds: float) -> None:
     try:
         answer = client.infer(MODEL, [user, event, candidate], client_timeout=timeout_seconds)
     except InferenceServerException as error:
-        raise ServerError(f"{MODEL} at {url}: expected an answer, got {error.status()}: {error.message()}") from None
+        raise ServerError(f"{MODEL} at {url}: expected an answer, got {_one_line(error)}") from None
     finally:
         client.close()
     if answer.as_numpy(STATE) is None:
@@ -52,6 +52,11 @@ def server_version(url: str) -> str:
     try:
         return str(client.get_server_metadata(client_timeout=10.0).version)
     except InferenceServerException as error:
-        raise ServerError(f"{url}: expected the server's metadata, got {error.status()}: {error.message()}") from None
+        raise ServerError(f"{url}: expected the server's metadata, got {_one_line(error)}") from None
     finally:
         client.close()
+
+
+def _one_line(error: InferenceServerException) -> str:
+    """Status and message without the traceback that the Python backend puts behind `At:`."""
+    return " ".join(f"{error.status()}: {error.message()}".partition("\n\nAt:")[0].split())

@@ -31,6 +31,8 @@ __all__ = ["Server"]
 
 logger = logging.getLogger(__name__)
 
+SAID_WITHOUT_GPU = ("CudaDriverHelper", "Failed to initialize NVML")  # errors in every log of a machine without one
+
 # Starts at 1 MB by default, and a batch that doesn't fit grows it 1 MB at a time under the batch's requests. 16 MB hold
 # 256 users with a page each of events and leave room in a container's usual /dev/shm of 64 MB.
 SHM_BYTES = 16 << 20
@@ -108,15 +110,14 @@ class Server:
         self._choose_ports()
         installed = self._tritonserver or find_tritonserver()
         assert installed is not None  # find_tritonserver gives None only where it may not download
-        environment = tritonserver_environment(installed)
+        command = self._command(installed)
         try:
             with self.log.open("wb") as log:
                 self._process = subprocess.Popen(
-                    self._command(installed),
+                    command,
                     stdin=subprocess.PIPE,
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    env=environment,
                     start_new_session=True,
                 )
         except OSError as error:
@@ -213,6 +214,9 @@ class Server:
         }
         return [
             *(sys.executable, supervisor.__file__, self._shm_prefix, str(self.stop_seconds)),
+            # by env(1), for the server alone: the supervisor is a Python that may not bear these libraries
+            *("env", "--unset=PYTHONHOME"),
+            *(f"{name}={value}" for name, value in tritonserver_environment(installed).items()),
             str(installed.binary),
             f"--model-repository={self.repository}",
             f"--backend-directory={installed.backends}",
@@ -248,10 +252,10 @@ class Server:
             return ""
         # "E1124 05:05:15.37 6622 model_lifecycle.cc:642] ..." or an exception's last line, as Python prints it
         telling = [
-            re.sub(r"^E\d{4} [\d:.]+ \d+ ", "", line.strip())[:300]
+            re.sub(r"^E\d{4} [\d:.]+ \d+ ", "", line.strip()).partition(r"\n\nAt:")[0][:300]
             for line in text.splitlines()
             if re.match(r"E\d{4} |(\w+\.)*\w*(Error|Exception): |error: ", line)
-            and "CudaDriverHelper" not in line  # said on every machine without a GPU
+            and not any(noise in line for noise in SAID_WITHOUT_GPU)
         ]
         said = "; ".join(dict.fromkeys(telling[-3:]))
         return f"; {said} (log: {self.log})" if said else f" (log: {self.log})"

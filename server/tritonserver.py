@@ -161,7 +161,7 @@ def stub_library(server: Tritonserver) -> tuple[str, Path]:
 
 
 def tritonserver_environment(server: Tritonserver) -> dict[str, str]:
-    """The environment of the server's process: this one's, and what the stub needs to be this interpreter.
+    """What the server's process needs in its environment for the stub to be this interpreter; PYTHONHOME must be unset.
 
     The stub is an embedded Python that takes prefix and packages from the first `python3` on PATH. Only `libpython` is
     offered from the interpreter's library folder: a conda folder, say, has a libstdc++ too that the server can't use.
@@ -174,8 +174,8 @@ def tritonserver_environment(server: Tritonserver) -> dict[str, str]:
     if not (home / "python3").exists():
         raise MachineError(f"{home}: expected python3 beside {Path(sys.executable).name}; make a venv and use that one")
     linked = link_folder(f"libpython-{hashlib.sha256(str(library).encode()).hexdigest()[:12]}", {name: library})
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONHOME"}
-    environment["PATH"] = os.pathsep.join([str(home), os.environ.get("PATH", os.defpath)])
     paths = [*(str(folder) for folder in server.libraries), str(linked), os.environ.get("LD_LIBRARY_PATH", "")]
-    environment["LD_LIBRARY_PATH"] = os.pathsep.join(path for path in paths if path)
-    return environment
+    return {
+        "PATH": os.pathsep.join([str(home), os.environ.get("PATH", os.defpath)]),
+        "LD_LIBRARY_PATH": os.pathsep.join(path for path in paths if path),
+    }
