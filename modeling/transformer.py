@@ -106,8 +106,8 @@ class Transformer(nn.Module):
 
 
 class Dropout(nn.Module):
-    """`nn.Dropout`, but the mask is a comparison with uniform numbers: torch's draws Bernoulli numbers one by one on the
-    CPU, which took 3.7 ms for [4096, 64] where this takes 1.1, and that five times a step."""
+    """`nn.Dropout`, but the mask is a comparison with uniform numbers: torch draws Bernoulli numbers one by one on the
+    CPU, 3.7 ms for [4096, 64] where this takes 1.1, and a step of two layers has five of them."""
 
     def __init__(self, probability: float) -> None:
         super().__init__()

@@ -114,10 +114,8 @@ def evaluate(network: Transformer, dataset: Dataset, users: NDArray[np.int64], r
             torch.from_numpy(positions).to(device),
             torch.from_numpy(cu_seqlens.astype(np.int32)).to(device),
         )
-        last = torch.from_numpy(cu_seqlens[1:] - 1).to(device)
-        states = torch.where(
-            torch.from_numpy(lengths > 0).to(device)[:, None], hidden[last.clamp(min=0)], network.start
-        )
+        newest = torch.from_numpy(np.where(lengths > 0, cu_seqlens[1:], 0)).to(device)  # 0: nothing before the target
+        states = torch.cat((network.start[None], hidden))[newest]
         targets = torch.from_numpy(dataset.items[rows[chosen]]).to(device)
         ranks[torch.from_numpy(chosen)] = rank_targets(network.scores(states), targets).cpu()
     return ranks

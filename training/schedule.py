@@ -2,11 +2,12 @@
 times are arguments."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 __all__ = ["Budget", "learning_rate"]
 
-SAFETY = 1.03  # of an epoch's time: later epochs may be slower, and the last validation has to fit as well
+RECENT = 4  # epochs from whose time that of the next is guessed
+SAFETY = 1.03  # times that guess: the last validation has to fit as well
 
 
 def learning_rate(peak: float, progress: float, step: int, warmup_steps: int) -> float:
@@ -31,14 +32,19 @@ class Budget:
     of the cosine is run through in those that remain, so that training still ends at a rate of zero.
 
     Args:
-        epochs: asked for.
+        asked: epochs.
         max_seconds: None: no limit.
     """
 
-    epochs: int
+    asked: int
     max_seconds: float | None = None
-    done: int = 0
-    progress: float = 0.0
+    epochs: int = field(init=False)
+    done: int = field(default=0, init=False)
+    progress: float = field(default=0.0, init=False)
+    ends: list[float] = field(default_factory=lambda: [0.0], init=False)  # seconds at the end of each epoch
+
+    def __post_init__(self) -> None:
+        self.epochs = self.asked
 
     @property
     def left(self) -> int:
@@ -53,6 +59,9 @@ class Budget:
         """Book an epoch; `elapsed_seconds` since training began, validation included."""
         self.progress = self.within(1.0)
         self.done += 1
+        self.ends.append(elapsed_seconds)
         if self.max_seconds is not None:
-            affordable = (self.max_seconds - elapsed_seconds) / (elapsed_seconds / self.done * SAFETY)
-            self.epochs = self.done + min(self.left, max(int(affordable), 0))
+            recent = self.ends[-RECENT - 1 :]
+            epoch_seconds = (recent[-1] - recent[0]) / (len(recent) - 1)
+            affordable = int((self.max_seconds - elapsed_seconds) / (epoch_seconds * SAFETY))
+            self.epochs = min(self.asked, self.done + max(affordable, 0))
