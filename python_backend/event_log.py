@@ -134,7 +134,7 @@ class EventLog:
                     break
                 found.append(rows[max(0, start - first) : expected - first])
                 expected = first
-                valid = cursor.prev() and cursor.key().startswith(prefix)
+                valid = cursor.prev() and bytes(cursor.key()).startswith(prefix)
         if expected > start:
             raise DataError(
                 f"event_log={self.path}: expected events {start}..{stop - 1} of a user, got none at {expected - 1}"
@@ -162,7 +162,7 @@ def _seek_last(cursor: lmdb.Cursor, prefix: bytes, position: int) -> bool:
             return False
     elif not cursor.last():
         return False
-    return cursor.key().startswith(prefix)
+    return bytes(cursor.key()).startswith(prefix)
 
 
 def _length(cursor: lmdb.Cursor, user: bytes) -> int:

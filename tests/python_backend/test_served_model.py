@@ -1,0 +1,171 @@
+"""The model inside a real tritonserver: streamed equals recomputed, and malformed requests change nothing."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.request import urlopen
+
+import numpy as np
+import pytest
+from tritonclient.grpc import InferenceServerClient, InferInput, InferRequestedOutput
+from tritonclient.utils import InferenceServerException
+
+from longrec.catalogue import Catalogue
+from longrec.client import Client, Status
+from longrec.config import EngineConfig
+from longrec.modeling import recompute_scores, save_run
+from longrec.protocol import CANDIDATE, EVENT, ITEMS, MODEL, SCORES, STATE, USER
+from longrec.server.process import Server
+from longrec.server.repository import write_repository
+from longrec.server.serving_benchmark import BatchCounts
+
+pytestmark = pytest.mark.server
+
+TOLERANCE = 1e-4
+CONFIG = EngineConfig(max_k=60, max_events_per_request=40, max_candidates=20, max_step_events=64, memory_bytes=1 << 20)
+
+
+@pytest.fixture(scope="module")
+def server(network, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder: Path = tmp_path_factory.mktemp("served")
+    ids = [str(item) for item in range(network.config.num_items)]
+    save_run(folder / "run", network, network.config, Catalogue(ids, ids), {})
+    write_repository(folder / "run", folder / "repository", engine=CONFIG)
+    with Server(folder / "repository", grpc_port=0, http_port=0, metrics_port=0) as server:
+        yield server
+
+
+def scores_after(network, history, lengths):
+    return recompute_scores(network, history[:, 0], history[:, 1], np.asarray(lengths))
+
+
+def rows(history, start, stop):
+    return np.column_stack((np.arange(start, stop), history[start:stop]))
+
+
+def test_interleaved_streams_equal_recompute(server, network, make_history):
+    histories = {f"stream {seed}": make_history(seed, 50) for seed in range(30)}
+    order = np.random.default_rng(0).permutation(np.repeat(list(histories), 25)).tolist()
+    sent = dict.fromkeys(histories, 0)
+
+    def requests():
+        for user in order:
+            yield user, rows(histories[user], sent[user], sent[user] + 2)
+            sent[user] += 2
+
+    batches, answered = BatchCounts(server.grpc_url), {user: [] for user in histories}
+    with Client(server.grpc_url) as client, client.stream(k=10, max_in_flight=32) as stream:
+        for prediction in stream.map(requests()):
+            answered[prediction.user].append(prediction)
+    for user, predictions in answered.items():
+        assert [prediction.position for prediction in predictions] == list(range(2, 52, 2))
+        expected = scores_after(network, histories[user], range(2, 52, 2))
+        for prediction, row in zip(predictions, expected, strict=True):
+            np.testing.assert_allclose(prediction.scores, np.sort(row)[::-1][:10], atol=TOLERANCE)
+            np.testing.assert_allclose(row[prediction.items], prediction.scores, atol=TOLERANCE)
+    assert batches.mean_batch() >= 4, "requests in flight together must be batched"
+
+
+def test_gap_retry_and_length(server, make_history):
+    history = make_history(1, 10)
+    with Client(server.grpc_url) as client:
+        assert client.history_length(user="gap") == 0
+        assert client.append(user="gap", events=rows(history, 0, 4)).length == 4
+        refused = client.recommend(user="gap", events=rows(history, 6, 8))
+        assert (refused.status, refused.position, len(refused.items)) == (Status.GAP, 4, 0)
+        retried = client.recommend(user="gap", events=rows(history, 2, 7))
+        assert (retried.status, retried.position) == (Status.OK, 7)
+        assert client.history_length(user="gap") == 7
+
+
+def test_candidates_are_ranked(server, network, make_history):
+    history = make_history(2, 10)
+    with Client(server.grpc_url) as client:
+        prediction = client.recommend(user="cand", events=rows(history, 0, 10), candidates=[5, 60, 7, 1_000], k=4)
+    (row,) = scores_after(network, history, [10])
+    assert prediction.items.tolist() == sorted([5, 60, 7], key=lambda item: -row[item])
+
+
+def test_a_bulk_request_answers_each_user(server, network, make_history):
+    histories = [make_history(seed, 6) for seed in (3, 4, 5)]
+    events = np.stack([rows(history, 0, 6) for history in histories])
+    events[1, 4:, 1] = -1  # padding: this user sends four events
+    answer = infer(server, [b"bulk a", b"bulk b", b"bulk c"], events, parameters={"k": 3})
+    assert answer.as_numpy(STATE).tolist() == [[0, 6], [0, 4], [0, 6]]
+    for b, length in enumerate((6, 4, 6)):
+        (row,) = scores_after(network, histories[b], [length])
+        np.testing.assert_allclose(answer.as_numpy(SCORES)[b, 0], np.sort(row)[::-1][:3], atol=TOLERANCE)
+
+
+def test_only_what_is_asked_for_is_made(server):
+    answer = infer(server, [b"only"], [[[0, 1, 1]]], outputs=[STATE])
+    assert answer.as_numpy(STATE).tolist() == [[0, 1]]
+    assert answer.as_numpy(ITEMS) is None
+
+
+def test_metrics_are_scraped_and_count_unknown_items(server):
+    def unknown():
+        lines = urlopen(server.metrics_url).read().decode().splitlines()
+        return float(next(line for line in lines if line.startswith("longrec_events_unknown_total{")).split()[-1])
+
+    before = unknown()
+    infer(server, [b"odd"], [[[0, 5_000, 1], [1, 3, 1], [2, 97, 1]]])
+    assert unknown() - before == 2
+
+
+VICTIM = b"victim"
+MALFORMED = {
+    "k-zero": ({"parameters": {"k": 0}}, r"k=0: expected an integer in 1..60 (model parameter max_k)"),
+    "k-too-large": ({"parameters": {"k": 61}}, r"k=61: expected an integer in 1..60"),
+    "k-text": ({"parameters": {"k": "ten"}}, r"k='ten': expected an integer"),
+    "horizon": ({"parameters": {"horizon": 3}}, r"horizon=3: expected 1"),
+    "unknown-parameter": ({"parameters": {"top_k": 3}}, r"parameter top_k: expected one of k, horizon"),
+    "event-columns": ({"events": np.zeros((1, 2, 4), np.int64)}, r"unexpected shape for input 'EVENT'"),
+    "event-rank": ({"events": np.zeros((1, 3), np.int64)}, r"'EVENT'"),
+    "event-dtype": ({"events": np.zeros((1, 2, 3), np.float32)}, r"'EVENT'"),
+    "negative-item": ({"events": [[[2, -5, 1]]]}, r"EVENT column item: expected a catalogue index >= 0"),
+    "negative-time": ({"events": [[[2, 5, -1]]]}, r"EVENT column time: expected unix milliseconds >= 0"),
+    "positions-jump": ({"events": [[[2, 5, 1], [4, 5, 1]]]}, r"EVENT column position: expected positions >= 0"),
+    "positions-mixed": ({"events": [[[2, 5, 1], [-1, 5, 1]]]}, r"EVENT column position: expected positions >= 0"),
+    "empty-user": ({"users": [b""]}, r"USER: expected 1..256 bytes of UTF-8, got 0 bytes"),
+    "long-user": ({"users": [b"x" * 257]}, r"USER: expected 1..256 bytes of UTF-8, got 257 bytes"),
+    "user-not-utf8": ({"users": [b"\xff\xfe"]}, r"USER: expected UTF-8"),
+    "too-many-events": (
+        {"events": np.stack([np.arange(2, 43), np.ones(41, int), np.ones(41, int)], axis=1)[None]},
+        r"EVENT: expected at most 40 events a user (model parameter max_events_per_request), got 41",
+    ),
+    "candidate-negative": ({"candidates": [[3, -1]]}, r"CANDIDATE: expected catalogue indices >= 0, got -1"),
+    "one-bad-of-two": (
+        {"users": [VICTIM, b""], "events": [[[2, 5, 1]], [[0, 5, 1]]], "candidates": np.empty((2, 0), np.int64)},
+        r"USER: expected 1..256 bytes",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MALFORMED)
+def test_malformed_requests_are_refused_and_change_nothing(server, case):
+    with Client(server.grpc_url) as client:
+        if not client.history_length(user=VICTIM.decode()):
+            client.append(user=VICTIM.decode(), events=np.array([[0, 1, 1], [1, 2, 2]]))
+        before = client.recommend(user=VICTIM.decode())
+        arguments, message = MALFORMED[case]
+        with pytest.raises(InferenceServerException) as refused:
+            infer(server, **{"users": [VICTIM], "events": [[[2, 5, 1]]], **arguments})
+        assert refused.value.status() == "StatusCode.INVALID_ARGUMENT"
+        assert message in refused.value.message()
+        after = client.recommend(user=VICTIM.decode())
+    assert after.position == before.position == 2
+    np.testing.assert_array_equal(after.items, before.items)
+
+
+def infer(server, users, events, candidates=None, *, parameters=None, outputs=(ITEMS, SCORES, STATE)):
+    """A request as raw tritonclient sends it, well-formed or not."""
+    candidates = np.empty((len(users), 0), np.int64) if candidates is None else candidates
+    arrays = {USER: np.array(users, np.object_)[:, None], EVENT: np.asarray(events), CANDIDATE: np.asarray(candidates)}
+    datatypes = {np.dtype(np.object_): "BYTES", np.dtype(np.int64): "INT64", np.dtype(np.float32): "FP32"}
+    inputs = []
+    for name, array in arrays.items():
+        inputs.append(InferInput(name, list(array.shape), datatypes[array.dtype]))
+        inputs[-1].set_data_from_numpy(array)
+    with InferenceServerClient(server.grpc_url) as client:
+        wanted = [InferRequestedOutput(name) for name in outputs]
+        return client.infer(MODEL, inputs, outputs=wanted, parameters=parameters, client_timeout=60)
