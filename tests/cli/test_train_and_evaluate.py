@@ -1,0 +1,88 @@
+"""The road from a file of interactions to figures, through the command line."""
+
+import json
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from longrec.cli.data import data_app
+from longrec.cli.evaluate import evaluate
+from longrec.cli.train import train
+from longrec.errors import ArgumentError, DataError
+
+app = typer.Typer()
+app.add_typer(data_app, name="data")
+app.command()(train)
+app.command()(evaluate)
+
+
+def longrec(*arguments: object) -> str:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    rows = [f"u{user},i{(user + 2 * n) % 9},{100 * n}" for user in range(30) for n in range(6 + user % 5)]
+    (folder / "orders.csv").write_text("who,what,when\n" + "\n".join(rows) + "\n")
+    (folder / "names.csv").write_text("what,name,made\n" + "".join(f"i{n},Thing {n},199{n}\n" for n in range(9)))
+    columns = ("--user", "who", "--item", "what", "--time", "when")
+    titles = ("--titles", folder / "names.csv", "--title", "name", "--year", "made")
+    shown = longrec("data", "import", folder / "orders.csv", "--out", folder / "orders", *columns, *titles)
+    assert "30" in shown
+    assert "orders" in shown
+    return folder / "orders"
+
+
+@pytest.fixture(scope="module")
+def run(dataset: Path) -> Path:
+    out = dataset.parent / "run"
+    options = ("--epochs", 4, "--dim", 8, "--layers", 1, "--batch-events", 64, "--learning-rate", 0.02)
+    figures = json.loads(longrec("train", dataset, "--out", out, *options, "--json"))
+    assert figures["epochs"] == 4
+    assert 1 <= figures["best_epoch"] <= 4
+    assert figures["validation"]["users"] == 30
+    assert figures["events_per_second"] > 0
+    return out
+
+
+def test_a_run_folder_holds_the_checkpoint_and_the_record(run: Path) -> None:
+    files = {path.name for path in run.iterdir()}
+    assert files >= {
+        "weights.safetensors",
+        "config.json",
+        "catalogue.parquet",
+        "history.json",
+        "history.png",
+        "tensorboard",
+    }
+    assert len(json.loads((run / "history.json").read_text())) == 4
+    assert json.loads((run / "config.json").read_text())["training"]["dataset"] == "orders"
+
+
+def test_evaluation_reports_both_events_and_agrees_with_training(run: Path, dataset: Path) -> None:
+    figures = json.loads(longrec("evaluate", run, dataset, "--json"))
+    recorded = json.loads((run / "config.json").read_text())["training"]["validation"]
+    assert figures["validation"] == pytest.approx(recorded)
+    assert figures["test"]["users"] == 30
+    assert f"{figures['test']['ndcg@10']:.4f}" in longrec("evaluate", run, dataset)
+
+
+def test_a_run_is_not_evaluated_on_another_catalogue(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "other.csv").write_text("user_id,item_id,timestamp\nu,a,1\nu,b,2\nu,c,3\n")
+    longrec("data", "import", tmp_path / "other.csv", "--out", tmp_path / "other")
+    with pytest.raises(DataError, match="expected the 9 items"):
+        longrec("evaluate", run, tmp_path / "other")
+
+
+def test_misfit_options_are_named(dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match="dim: expected"):
+        longrec("train", dataset, "--out", tmp_path, "--dim", 7)
+    with pytest.raises(ArgumentError, match="epochs"):
+        longrec("train", dataset, "--out", tmp_path, "--epochs", 0)
+    with pytest.raises(DataError, match=r"dataset\.json is missing"):
+        longrec("train", tmp_path)
