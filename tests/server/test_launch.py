@@ -89,6 +89,12 @@ def test_server_that_dies_is_quoted(launch: Launch) -> None:
     assert "\n" not in message
 
 
+def test_missing_library_is_named(launch: Launch) -> None:
+    said = "tritonserver: error while loading shared libraries: libz.so.1: cannot open shared object file"
+    with pytest.raises(ServerError, match=r"exit code 127.*libz\.so\.1"):
+        launch(f"echo '{said}'; exit 127").start()
+
+
 def test_server_that_never_answers_is_ended(launch: Launch, tmp_path: Path) -> None:
     script = f"trap '' TERM\necho $$ > {tmp_path}/pid\nexec sleep 60"
     with pytest.raises(ServerError, match=r"expected an answer within 1 s, got none"):

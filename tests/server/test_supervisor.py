@@ -78,8 +78,7 @@ def gone(pid: int, seconds: float = 10.0) -> bool:
     return False
 
 
-@pytest.mark.parametrize("hearing", ["hears", "deaf"])
-@pytest.mark.parametrize("ending", ["input-closed", "SIGTERM", "SIGINT"])
+@pytest.mark.parametrize(("ending", "hearing"), [("input-closed", "deaf"), ("SIGTERM", "hears"), ("SIGINT", "hears")])
 def test_server_and_child_end(
     supervised: Supervised, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hearing: str, ending: str
 ) -> None:
