@@ -34,7 +34,8 @@ def serve(
     Uses the tritonserver on PATH or in /opt/tritonserver; where there is none, downloads one for development, once.
     """
     console = Console()
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=console)])
+    handler = RichHandler(console=console, show_time=False, show_path=False)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     server = Server(repository, host=host, grpc_port=grpc_port, http_port=http_port, metrics_port=metrics_port, log=log)
     try:
