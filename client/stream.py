@@ -54,7 +54,7 @@ class Stream:
         self._sent: dict[str, _Sent] = {}  # by request id, oldest first
         self._arrived: deque[tuple[Request, Answer]] = deque()
         self._count = 0
-        self._finished = False
+        self._finished = self._closed = False
         self._failure: ServerError | None = None
         self._call = transport.open()
         self._reader = threading.Thread(target=self._read, name="longrec-stream", daemon=True)
@@ -123,6 +123,7 @@ class Stream:
     def close(self) -> None:
         """End the stream; what is in flight is cancelled. Harmless when repeated."""
         self.finish()
+        self._closed = True
         with self._lock:
             if self._sent:
                 self._fail(ServerError("the stream was closed"))
@@ -162,7 +163,7 @@ class Stream:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
         try:
-            if kind is None:
+            if kind is None and not self._closed:
                 self.finish()
                 for _ in self:
                     pass

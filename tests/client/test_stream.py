@@ -179,6 +179,15 @@ def test_closing_wakes_a_reader(client: Client) -> None:
     assert read == []
 
 
+def test_closing_inside_the_block_gives_up_what_is_in_flight(client: Client, servicer: Any) -> None:
+    servicer.faults["silent"] = lambda request, context: None
+    with client.stream() as stream:
+        stream.send("silent")
+        stream.close()
+        with pytest.raises(ServerError, match="the stream was closed; 1 requests"):
+            next(stream)
+
+
 def test_two_streams_of_one_client(client: Client) -> None:
     with client.stream() as one, client.stream() as two:
         one.send("a", [Event(1, 1, 0)])
