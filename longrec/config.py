@@ -82,7 +82,7 @@ class TrainConfig(_Config):
     """
 
     sequence_length: Positive = 256
-    batch_events: Positive = 4096
+    batch_events: Positive = 2048
     epochs: Positive = 40
     max_seconds: Annotated[float, Field(gt=0)] | None = None
     learning_rate: Annotated[float, Field(gt=0)] = 2e-3
