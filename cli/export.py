@@ -26,6 +26,7 @@ def export(
     """
     from longrec.config import EngineConfig, parse_config
     from longrec.errors import ArgumentError
+    from longrec.modeling import load_network
     from longrec.server.repository import write_repository
 
     values = {}
@@ -35,6 +36,7 @@ def export(
             raise ArgumentError(f"--set {setting}", "NAME=VALUE, such as max_k=100")
         values[name] = value
     engine = parse_config(EngineConfig, values, "--set")
+    load_network(run)  # weights that don't fit their config are refused now, not by the server
     path = write_repository(
         run, repository, version=version, engine=engine, kind="gpu" if gpu else "cpu", instances=instances
     )

@@ -137,12 +137,14 @@ C = TypeVar("C", bound=BaseModel)
 
 
 def parse_config(kind: type[C], values: dict[str, Any], source: str | Path) -> C:
-    """`kind(**values)`; a misfit becomes one `ArgumentError` that names source, field, expected and got."""
+    """Values as `kind`; a misfit becomes one `ArgumentError` that names source, field, expected and got."""
     try:
-        return kind(**values)
+        return kind.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or kind.__name__
+        if first["type"] == "extra_forbidden":
+            raise ArgumentError(f"{source}: {field}", f"one of {', '.join(kind.model_fields)}") from None
         expected = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
         got = "" if isinstance(first["input"], dict) else repr(first["input"])  # a dict: the fields don't fit together
         raise ArgumentError(f"{source}: {field}", expected, got) from None

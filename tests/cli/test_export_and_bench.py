@@ -1,0 +1,78 @@
+"""From a run to a served repository and its benchmark, through the command line."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from longrec.catalogue import Catalogue
+from longrec.checkpoint import load_checkpoint
+from longrec.cli.bench import bench_app
+from longrec.cli.export import export
+from longrec.config import ModelConfig
+from longrec.datasets import Dataset
+from longrec.errors import ArgumentError, CheckpointError
+from longrec.modeling import Transformer, save_run
+from longrec.server.process import Server
+
+IDS = [f"item {n}" for n in range(40)]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    config = ModelConfig(num_items=40, dim=16)
+    folder = tmp_path_factory.mktemp("run")
+    save_run(folder, Transformer(config), config, Catalogue(IDS, IDS), {})
+    return folder
+
+
+def test_export_writes_parameters_and_keeps_other_versions(run, tmp_path):
+    export(run, tmp_path, set_=["max_k=20", "page_size=16"])
+    export(run, tmp_path, version=2, set_=["max_k=30"])
+    assert (tmp_path / "recommender" / "1" / "model.py").is_file()
+    assert load_checkpoint(tmp_path / "recommender" / "2").catalogue.ids == IDS
+    assert 'key: "max_k"\n  value {\n    string_value: "30"' in (tmp_path / "recommender" / "config.pbtxt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [("max_k", "NAME=VALUE"), ("max_k=0", "max_k: expected greater"), ("maxk=3", "maxk: expected one of max_k")],
+)
+def test_export_refuses_unknown_settings(run, tmp_path, setting, message):
+    with pytest.raises(ArgumentError, match=message):
+        export(run, tmp_path / "repository", set_=[setting])
+    assert not (tmp_path / "repository").exists()
+
+
+def test_export_refuses_weights_of_another_shape(run, tmp_path):
+    manifest = json.loads((run / "config.json").read_text())
+    manifest["model"]["dim"] = 32
+    for file in run.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "config.json").write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match=r"expected .*32\] \(from config.json\), got .*16\]"):
+        export(tmp_path, tmp_path / "repository")
+    assert not (tmp_path / "repository").exists()
+
+
+@pytest.mark.server
+def test_bench_serving_prints_a_row_for_each_concurrency(run, tmp_path):
+    rng = np.random.default_rng(0)
+    indptr = np.arange(0, 301, 15)
+    users = [str(user) for user in range(20)]
+    Dataset("random", users, Catalogue(IDS, IDS), rng.integers(0, 40, 300), np.arange(300), indptr).save(
+        tmp_path / "data"
+    )
+    export(run, tmp_path / "repository")
+    with Server(tmp_path / "repository", grpc_port=0, http_port=0, metrics_port=0) as server:
+        options = ["serving", str(tmp_path / "data"), "--url", server.grpc_url, "--window-ms", "300", "--json"]
+        concurrency = ["--concurrency", "1", "--concurrency", "16"]
+        result = CliRunner().invoke(bench_app, [*options, *concurrency], catch_exceptions=False)
+    rows = json.loads(result.stdout)
+    assert [row["concurrency"] for row in rows] == [1, 16]
+    assert all(row["throughput"] > 0 and 0 < row["p50_ms"] <= row["p99_ms"] for row in rows)
+    assert rows[1]["mean_batch"] > rows[0]["mean_batch"] == 1.0
