@@ -82,16 +82,16 @@ class TrainConfig(_Config):
     """
 
     sequence_length: Positive = 256
-    batch_events: Positive = 2048
-    epochs: Positive = 40
+    batch_events: Positive = 1024
+    epochs: Positive = 30
     max_seconds: Annotated[float, Field(gt=0)] | None = None
-    learning_rate: Annotated[float, Field(gt=0)] = 2e-3
+    learning_rate: Annotated[float, Field(gt=0)] = 1.5e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     warmup_steps: Annotated[int, Field(ge=0)] = 50
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
     dropout: Fraction = 0.4
     item_dropout: Fraction = 0.0
-    label_smoothing: Fraction = 0.0
+    label_smoothing: Fraction = 0.1
     ema_decay: Fraction = 0.0
     validate_every: Positive = 2
     seed: Annotated[int, Field(ge=0)] = 0
