@@ -76,7 +76,6 @@ class TrainConfig(_Config):
         dropout: in the network.
         item_dropout: share of the input items that are replaced by the unknown item.
         label_smoothing: probability that the target spreads over the catalogue.
-        ema_decay: of the moving average of the weights that is validated and kept; 0: the weights themselves.
         validate_every: epochs from one validation to the next; the last is always validated.
         seed: of weights, dropout and order; the same seed on the same machine gives the same weights.
     """
@@ -92,7 +91,6 @@ class TrainConfig(_Config):
     dropout: Fraction = 0.4
     item_dropout: Fraction = 0.0
     label_smoothing: Fraction = 0.1
-    ema_decay: Fraction = 0.0
     validate_every: Positive = 2
     seed: Annotated[int, Field(ge=0)] = 0
 

@@ -1,13 +1,11 @@
-"""AdamW as this project sets it up, and the running mean of the weights."""
-
-from collections.abc import Iterator
+"""AdamW as this project sets it up."""
 
 import torch
 from torch import nn
 
 from longrec.config import TrainConfig
 
-__all__ = ["WeightAverage", "adamw"]
+__all__ = ["adamw"]
 
 BETAS = (0.9, 0.98)
 
@@ -21,31 +19,3 @@ def adamw(network: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
         {"params": vectors, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=BETAS, fused=True)
-
-
-class WeightAverage:
-    """Exponential moving average of weights (Polyak & Juditsky, 1992), with a shorter memory at the beginning.
-
-    Args:
-        network: whose weights are followed.
-        decay: 0: the mean is the weights themselves.
-    """
-
-    def __init__(self, network: nn.Module, decay: float) -> None:
-        self.decay = decay
-        self.steps = 0
-        self.mean = {name: weight.detach().clone() for name, weight in network.named_parameters()}
-
-    @torch.no_grad()
-    def update(self, network: nn.Module) -> None:
-        """Take in the weights after a step."""
-        self.steps += 1
-        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
-        weights = dict(network.named_parameters())
-        if self.decay == 0.0:
-            decay = 0.0
-        torch._foreach_lerp_(list(self.mean.values()), [weights[name] for name in self.mean], 1.0 - decay)
-
-    def items(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Name and mean of each weight."""
-        yield from self.mean.items()

@@ -21,7 +21,7 @@ from longrec.errors import ArgumentError, DataError
 from longrec.modeling import Transformer
 from longrec.training.evaluation import evaluate, history_gaps, ranking_metrics
 from longrec.training.losses import next_item_loss
-from longrec.training.optimizer import WeightAverage, adamw
+from longrec.training.optimizer import adamw
 from longrec.training.packing import Batch, pack
 from longrec.training.reporting import Observer
 from longrec.training.schedule import Budget, learning_rate
@@ -77,8 +77,6 @@ class _Run:
     def __init__(self, dataset: Dataset, split: Split, model: ModelConfig, config: TrainConfig) -> None:
         self.dataset, self.split, self.config = dataset, split, config
         self.network = Transformer(model, dropout=config.dropout)
-        self.averaged = Transformer(model).eval()
-        self.average = WeightAverage(self.network, config.ema_decay)
         self.optimizer = adamw(self.network, config)
         self.items = torch.from_numpy(dataset.items)
         self.gaps = torch.from_numpy(history_gaps(dataset, model.num_gap_buckets))
@@ -107,14 +105,14 @@ class _Run:
                 record["validation"] = self.validate()
                 if record["validation"]["ndcg@10"] > best:
                     best, best_epoch = record["validation"]["ndcg@10"], budget.done
-                    best_weights = copy.deepcopy(self.averaged.state_dict())
+                    best_weights = copy.deepcopy(self.network.state_dict())
             record["seconds"] = time.perf_counter() - began
             history.append(record)
             for observer in observers:
                 observer.epoch(record, budget.epochs)
-        self.averaged.load_state_dict(best_weights)
+        self.network.load_state_dict(best_weights)
         seconds = time.perf_counter() - began
-        return Trained(self.averaged, best_epoch, history, seconds, events / training_seconds)
+        return Trained(self.network.eval(), best_epoch, history, seconds, events / training_seconds)
 
     def epoch(self, budget: Budget) -> tuple[float, float, int]:
         """One pass; the mean loss, the last learning rate and the number of input events."""
@@ -162,7 +160,6 @@ class _Run:
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip_norm)
         self.optimizer.step()
-        self.average.update(self.network)
         return loss.item()
 
     def hide(self, items: Tensor) -> Tensor:
@@ -172,7 +169,6 @@ class _Run:
         return torch.where(torch.rand(items.shape) < self.config.item_dropout, self.unknown, items)
 
     def validate(self) -> dict[str, float]:
-        """Metrics of the averaged weights on the validation events."""
-        self.averaged.load_state_dict(dict(self.average.items()))
-        ranks = evaluate(self.averaged, self.dataset, self.split.evaluated, self.split.validation)
+        """Metrics of the weights as they are on the validation events."""
+        ranks = evaluate(self.network.eval(), self.dataset, self.split.evaluated, self.split.validation)
         return ranking_metrics(ranks.numpy()).as_dict()
