@@ -18,8 +18,8 @@ Holds the types only; `longrec.kernels.bench` compiles and counts what they name
                 subset=head_dim == 64,
             )
 
-and its module's name stands in `SHIPPING_MODULES`. Launcher and table must take their tiles from one function of the
-target, so that what is proved is what runs. `target` is 80, 86, 89, 90, 100 or 120; a launcher asks `target_of(device)`.
+and its module's name is added to `SHIPPING_MODULES`. Launcher and table must take their tiles from one function of the
+target, so that what is proved is what runs. `target` is 80, 86, 89, 90, 100 or 120; launchers ask `target_of(device)`.
 Pointers are taken to be 16-byte aligned, as torch's allocations are; integer arguments named in `divisible` too.
 """
 
@@ -45,13 +45,7 @@ SHARED_BYTES_LIMIT: Mapping[int, int] = {
 }
 
 # files that define `shipped(target)`
-SHIPPING_MODULES: tuple[str, ...] = (
-    "longrec.kernels.append_memory",
-    "longrec.kernels.block_decode",
-    "longrec.kernels.catalogue_cross_entropy",
-    "longrec.kernels.catalogue_topk",
-    "longrec.kernels.segment_attention",
-)
+SHIPPING_MODULES: tuple[str, ...] = ()
 
 
 class Shipped(NamedTuple):
