@@ -3,7 +3,16 @@
 Today every device runs the PyTorch body of `longrec.kernels.reference`.
 """
 
-from longrec.kernels.memory import PagedMemory
 from longrec.kernels.reference import append_memory, catalogue_topk, rotate, segment_attention
+from longrec.kernels.types import PagedMemory, PositionBias, RelativeTerms, TimeBias
 
-__all__ = ["PagedMemory", "append_memory", "catalogue_topk", "rotate", "segment_attention"]
+__all__ = [
+    "PagedMemory",
+    "PositionBias",
+    "RelativeTerms",
+    "TimeBias",
+    "append_memory",
+    "catalogue_topk",
+    "rotate",
+    "segment_attention",
+]
