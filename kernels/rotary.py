@@ -61,7 +61,7 @@ def rotary_cos_sin(positions, LOG2_BASE: tl.constexpr, HALF: tl.constexpr):
     quarters = 4.0 / 6.283185307179586 * tl.exp2(pairs * (-LOG2_BASE / HALF))  # [HALF] quarter turns a position
     quarter = positions.to(tl.float64)[:, None] * quarters[None, :]  # [N, HALF]
     whole = tl.floor(quarter + 0.5)
-    x = (quarter - whole).to(tl.float32) * 1.5707963267948966  # within pi / 4 of the nearest quarter turn
+    x = ((quarter - whole) * 1.5707963267948966).to(tl.float32)  # within pi / 4 of the nearest quarter turn
     return _quarter_cos_sin(x, (whole.to(tl.int64) & 3).to(tl.int32))
 
 
