@@ -3,10 +3,10 @@ ds over all pairs at a distance, from which the position table's gradient is sum
 
     w_d = sum_i ds_{i, i-d}         dr_d = scale sum_i ds_{i, i-d} (q_i + v)         dv = scale sum_d w_d r_d
 
-A program has BLOCK distances of one head and every `num_parts`-th part of the batch's query tiles. For a tile of queries it
+A program has BLOCK_N distances of one head and every `num_parts`-th part of the batch's query tiles. For a tile of queries it
 scores the two tiles of keys that lie these distances back, and shifts them into one tile by distance and query, so that
 nothing is added to from two programs. It writes sums of its own part, which the host adds up: deterministic. `ds` as in
-`attention_backward_query`, whose kernel runs first and leaves delta.
+`attention_backward_query`, delta from `attention_backward_rows`; without targets' pairs with themselves.
 """
 
 import triton
@@ -20,7 +20,6 @@ from longrec.kernels.attention_backward_tiles import (
     find_user,
     load_relative,
     load_user,
-    own_key,
     query_tile,
     shift,
     tile_start,
@@ -40,7 +39,7 @@ def distance_gradient_kernel(
     lse2_ptr,  # [T, Hq] float32
     delta_ptr,  # [T, Hq] float32
     grad_r_ptr,  # [parts, distances, Hq, D] float32, written; or None
-    grad_v_relative_ptr,  # [parts, distances / BLOCK, Hq, D] float32, written; or None
+    grad_v_relative_ptr,  # [parts, distances / BLOCK_N, Hq, D] float32, written; or None
     by_distance_ptr,  # [parts, distances, Hq] float32, written; or None
     cu_seqlens_ptr,  # [B + 1]
     num_targets_ptr,  # [B], or None
@@ -87,13 +86,13 @@ def distance_gradient_kernel(
     POSITION_BITS: tl.constexpr,
     TIME_BITS: tl.constexpr,
     KINDS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):
     RELATIVE: tl.constexpr = r_ptr is not None
     head = tl.program_id(1)
     num_heads = tl.num_programs(1)
-    first_distance = tl.program_id(0) * BLOCK
-    line = tl.arange(0, BLOCK)
+    first_distance = tl.program_id(0) * BLOCK_N
+    line = tl.arange(0, BLOCK_N)
     dim = tl.arange(0, HEAD_DIM)
     distance = first_distance + line  # [N]
     kv_head = (head // GROUP).to(tl.int64)
@@ -107,26 +106,26 @@ def distance_gradient_kernel(
         None if position_ptr is None else position_ptr + head * position_buckets, position_buckets, POSITION_BITS
     )
     time_table = Table(None if time_ptr is None else time_ptr + head * time_buckets, time_buckets, TIME_BITS)
-    by_distance = tl.zeros([BLOCK], tl.float32)
+    by_distance = tl.zeros([BLOCK_N], tl.float32)
     if RELATIVE:
         u = tl.load(u_ptr + head * HEAD_DIM + dim).to(tl.float32)
         v_relative = tl.load(v_relative_ptr + head * HEAD_DIM + dim).to(tl.float32)
         relative = RelativeRows(r_ptr + head.to(tl.int64) * stride_rh, stride_rr, num_relative)
-        r = load_relative(relative, first_distance, BLOCK, HEAD_DIM)  # [N, D]
-        grad_r = tl.zeros([BLOCK, HEAD_DIM], tl.float32)
+        r = load_relative(relative, first_distance, BLOCK_N, HEAD_DIM)  # [N, D]
+        grad_r = tl.zeros([BLOCK_N, HEAD_DIM], tl.float32)
 
     part_tiles = tl.cdiv(num_tiles, tl.num_programs(2))
     begin = tl.program_id(2) * part_tiles
     end = tl.minimum(begin + part_tiles, num_tiles)
-    who, _ = find_user(begin, num_users, cu_seqlens_ptr, None, PAGE_SIZE, BLOCK, KINDS)
+    who = find_user(begin, num_users, cu_seqlens_ptr, None, PAGE_SIZE, BLOCK_N, KINDS)[0]
     for tile in range(begin, end):
         # a user has at least one number, so a tile is past this user's or the next one's
-        later = tile_start(who + 1, who + 1 < num_users, cu_seqlens_ptr, None, PAGE_SIZE, BLOCK, KINDS)
+        later = tile_start(who + 1, who + 1 < num_users, cu_seqlens_ptr, None, PAGE_SIZE, BLOCK_N, KINDS)
         who += ((who + 1 < num_users) & (later <= tile)).to(tl.int32)
-        number = tile - tile_start(who, True, cu_seqlens_ptr, None, PAGE_SIZE, BLOCK, KINDS)
+        number = tile - tile_start(who, True, cu_seqlens_ptr, None, PAGE_SIZE, BLOCK_N, KINDS)
         user = load_user(who, cu_seqlens_ptr, num_targets_ptr, lengths_ptr, page_indptr_ptr, page_indices_ptr)
-        first, limit, is_target = query_tile(number, user, BLOCK)
-        last_position = user.past + tl.where(is_target, user.events, tl.minimum(limit, first + BLOCK) - 1)
+        first, limit, is_target = query_tile(number, user, BLOCK_N)
+        last_position = user.past + tl.where(is_target, user.events, tl.minimum(limit, first + BLOCK_N) - 1)
         if (first < limit) & (first_distance <= last_position):
             rows = first + line
             live = rows < limit
@@ -138,7 +137,7 @@ def distance_gradient_kernel(
             do_ptrs = grad_out_ptr + at[:, None] * HEAD_DIM + dim[None, :]
             grad_out = tl.load(do_ptrs, mask=live[:, None], other=0.0)
             lse2 = tl.load(lse2_ptr + at, mask=live, other=0.0)
-            delta = tl.zeros([BLOCK], tl.float32)
+            delta = tl.zeros([BLOCK_N], tl.float32)
             if not SILU:
                 delta = tl.load(delta_ptr + at, mask=live, other=0.0)
             content = q
@@ -148,8 +147,8 @@ def distance_gradient_kernel(
                 relative_q = (q.to(tl.float32) + v_relative[None, :]).to(q.dtype)
 
             # query m's key at distance n: lower and upper hold the N keys up to that of (0, 0), and the N after it
-            lower = first_position - first_distance - BLOCK + 1 + line
-            upper = lower + BLOCK
+            lower = first_position - first_distance - BLOCK_N + 1 + line
+            upper = lower + BLOCK_N
             newest = user.past + user.events
             in_lower = (lower >= 0) & (lower < newest)
             in_upper = (upper >= 0) & (upper < newest)
@@ -157,14 +156,14 @@ def distance_gradient_kernel(
                 _products(keys, user, lower, in_lower, content, PAGE_SIZE, HEAD_DIM),
                 _products(keys, user, upper, in_upper, content, PAGE_SIZE, HEAD_DIM),
                 step,
-                BLOCK,
+                BLOCK_N,
                 AXIS=0,
             )  # [N, M]
             grad_weight = shift(
                 _products(values, user, lower, in_lower, grad_out, PAGE_SIZE, HEAD_DIM),
                 _products(values, user, upper, in_upper, grad_out, PAGE_SIZE, HEAD_DIM),
                 step,
-                BLOCK,
+                BLOCK_N,
                 AXIS=0,
             )
             place = (first_position + step)[None, :] - distance[:, None]  # [N, M]
@@ -173,61 +172,25 @@ def distance_gradient_kernel(
                 score += tl.dot(r, tl.trans(relative_q), input_precision="tf32x3")
             score *= scale
             if position_ptr is not None:
-                every = tl.broadcast_to(distance[:, None], [BLOCK, BLOCK])
-                score, _ = add_bias(score, every, positions_table, visible)
-            elapsed = rows
+                every = tl.broadcast_to(distance[:, None], [BLOCK_N, BLOCK_N])
+                score = add_bias(score, every, positions_table, visible)[0]
             if time_ptr is not None:
                 seconds = tl.load(query_seconds_ptr + user.first_row + rows, mask=live, other=0)
                 lower_seconds = tl.load(entry_pointers(times, user, lower, in_lower, PAGE_SIZE), mask=in_lower, other=0)
                 upper_seconds = tl.load(entry_pointers(times, user, upper, in_upper, PAGE_SIZE), mask=in_upper, other=0)
                 key_seconds = shift(
-                    tl.broadcast_to(lower_seconds[:, None], [BLOCK, BLOCK]),
-                    tl.broadcast_to(upper_seconds[:, None], [BLOCK, BLOCK]),
+                    tl.broadcast_to(lower_seconds[:, None], [BLOCK_N, BLOCK_N]),
+                    tl.broadcast_to(upper_seconds[:, None], [BLOCK_N, BLOCK_N]),
                     step,
-                    BLOCK,
+                    BLOCK_N,
                     AXIS=0,
                 )
-                score, _ = add_bias(score, seconds[None, :] - key_seconds, time_table, visible)
-                elapsed = seconds
-            _, slope = weight_and_slope(score, lse2[None, :], visible, inverse_window, SILU)
+                score = add_bias(score, seconds[None, :] - key_seconds, time_table, visible)[0]
+            slope = weight_and_slope(score, lse2[None, :], visible, inverse_window, SILU)[1]
             grad_score = slope * (grad_weight - delta[None, :])
             by_distance += tl.sum(grad_score, axis=1)
             if RELATIVE:
                 grad_r = tl.dot(grad_score.to(q.dtype), relative_q, grad_r, input_precision="tf32x3")
-
-            if num_targets_ptr is not None:
-                if is_target & (first_distance == 0):
-                    own = user.first_row + rows
-                    k = tl.load(keys.new_ptr + (own * stride_kt)[:, None] + dim[None, :], mask=live[:, None], other=0.0)
-                    v = tl.load(
-                        values.new_ptr + (own * stride_vt)[:, None] + dim[None, :], mask=live[:, None], other=0.0
-                    )
-                    own_r = None
-                    if RELATIVE:
-                        own_r = tl.load(relative.ptr + dim)
-                    if time_ptr is not None:
-                        elapsed -= tl.load(key_seconds_ptr + own, mask=live, other=0)
-                    _, grad_own = own_key(
-                        content,
-                        relative_q,
-                        k,
-                        v,
-                        grad_out,
-                        own_r,
-                        lse2,
-                        delta,
-                        live,
-                        elapsed,
-                        scale,
-                        inverse_window,
-                        positions_table,
-                        time_table,
-                        SILU,
-                    )
-                    by_distance += tl.where(line == 0, tl.sum(grad_own), 0.0)
-                    if RELATIVE:
-                        own_grad_r = tl.sum(grad_own[:, None] * relative_q.to(tl.float32), axis=0)
-                        grad_r += tl.where(line == 0, 1.0, 0.0)[:, None] * own_grad_r[None, :]
 
     part = tl.program_id(2).to(tl.int64)
     to = (part * num_distances + distance) * num_heads + head

@@ -2,10 +2,9 @@
 
     dv_j = sum_i w_ij dout_i            dk_j = scale sum_i ds_ij (q_i + u)
 
-summed over the queries that see key j and over the query heads of its group; w, ds as in `attention_backward_query`, whose
-kernel runs first and leaves delta. Scores are held key by query, so that both sums are products without a transposition.
-A program has BLOCK_N keys of one user and kv head: events of its memory (if they have gradients) and new events, or targets,
-which only their own row sees.
+summed over the queries that see key j and over the query heads of its group; w, ds as in `attention_backward_query`, delta from
+`attention_backward_rows`, which has written dk and dv of targets. Scores are held key by query, so that both sums are products
+without a transposition. A program has BLOCK_N keys of one user and kv head: new events, and memory's if they have gradients.
 """
 
 import triton
@@ -19,7 +18,6 @@ from longrec.kernels.attention_backward_tiles import (
     find_user,
     load_relative,
     load_user,
-    own_key,
     shift,
     weight_and_slope,
 )
@@ -82,7 +80,6 @@ def key_gradient_kernel(
     PAGE_SIZE: tl.constexpr,
     POSITION_BITS: tl.constexpr,
     TIME_BITS: tl.constexpr,
-    KINDS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
@@ -91,14 +88,11 @@ def key_gradient_kernel(
     tile = tl.program_id(0)
     kv_head = tl.program_id(1)
     num_kv_heads = tl.num_programs(1)
-    who, number = find_user(tile, num_users, cu_seqlens_ptr, counted_pages, PAGE_SIZE, BLOCK_N, KINDS)
+    who, number = find_user(tile, num_users, cu_seqlens_ptr, counted_pages, PAGE_SIZE, BLOCK_N, 1)
     user = load_user(who, cu_seqlens_ptr, num_targets_ptr, lengths_ptr, page_indptr_ptr, page_indices_ptr)
     oldest = 0 if MEMORY_GRADIENT else user.past  # the first key with a gradient
-    newest = user.past + user.events
-    event_tiles = tl.cdiv(newest - oldest, BLOCK_N)
-    is_target = number >= event_tiles
-    begin = tl.where(is_target, newest + (number - event_tiles) * BLOCK_N, oldest + number * BLOCK_N)
-    end = tl.where(is_target, user.past + user.rows, newest)
+    begin = oldest + number * BLOCK_N
+    end = user.past + user.events
     if begin >= end:
         return
 
@@ -120,16 +114,15 @@ def key_gradient_kernel(
     if time_ptr is not None:
         key_seconds = tl.load(entry_pointers(times, user, place, held, PAGE_SIZE), mask=held, other=0)
 
-    # a target's tile is seen by its own rows alone, row by row; an event's tile by these events, then by all targets
+    # seen by these events, then by all targets or none
     first_event = tl.maximum(begin, user.past) - user.past
     last_event = tl.minimum(user.events, begin + BLOCK_N - 1 + window - user.past)
     event_rows = tl.maximum(last_event - first_event, 0)
     query_tiles = tl.cdiv(event_rows, BLOCK_M)
     all_tiles = query_tiles
     if num_targets_ptr is not None:
-        seen_by_targets = newest - (begin + BLOCK_N - 1) < window
+        seen_by_targets = end - (begin + BLOCK_N - 1) < window
         all_tiles += tl.where(seen_by_targets, tl.cdiv(user.rows - user.events, BLOCK_M), 0)
-        all_tiles = tl.where(is_target, 0, all_tiles)
 
     grad_k = tl.zeros([BLOCK_N, HEAD_DIM], tl.float32)
     grad_v = tl.zeros([BLOCK_N, HEAD_DIM], tl.float32)
@@ -174,56 +167,16 @@ def key_gradient_kernel(
                 score += shift(lower, upper, step, BLOCK_N, AXIS=0)
             score *= scale
             if position_ptr is not None:
-                score, _ = add_bias(score, distance, positions_table, visible)
+                score = add_bias(score, distance, positions_table, visible)[0]
             if time_ptr is not None:
                 seconds = tl.load(query_seconds_ptr + user.first_row + rows, mask=live, other=0)
-                score, _ = add_bias(score, seconds[None, :] - key_seconds[:, None], time_table, visible)
+                score = add_bias(score, seconds[None, :] - key_seconds[:, None], time_table, visible)[0]
             weight, slope = weight_and_slope(score, lse2[None, :], visible, inverse_window, SILU)
             grad_v = tl.dot(weight.to(q.dtype), grad_out, grad_v, input_precision="tf32x3")
             grad_weight = tl.dot(v, tl.trans(grad_out), input_precision="tf32x3")
             if not SILU:
                 grad_weight -= tl.load(delta_ptr + at, mask=live, other=0.0)[None, :]
             grad_k = tl.dot((slope * grad_weight).to(q.dtype), content, grad_k, input_precision="tf32x3")
-
-        if num_targets_ptr is not None:
-            if is_target:
-                own = user.first_row + place - user.past
-                at = own * num_heads + head
-                q = tl.load(q_of_head + (own * stride_qt)[:, None] + dim[None, :], mask=held[:, None], other=0.0)
-                do_ptrs = grad_out_ptr + at[:, None] * HEAD_DIM + dim[None, :]
-                grad_out = tl.load(do_ptrs, mask=held[:, None], other=0.0)
-                delta = tl.zeros([BLOCK_N], tl.float32)
-                if not SILU:
-                    delta = tl.load(delta_ptr + at, mask=held, other=0.0)
-                content = q
-                relative_q = q
-                r = None
-                if r_ptr is not None:
-                    content = (q.to(tl.float32) + u[None, :]).to(q.dtype)
-                    relative_q = (q.to(tl.float32) + v_relative[None, :]).to(q.dtype)
-                    r = tl.load(relative.ptr + dim)
-                elapsed = place
-                if time_ptr is not None:
-                    elapsed = tl.load(query_seconds_ptr + own, mask=held, other=0) - key_seconds
-                weight, grad_own = own_key(
-                    content,
-                    relative_q,
-                    k,
-                    v,
-                    grad_out,
-                    r,
-                    tl.load(lse2_ptr + at, mask=held, other=0.0),
-                    delta,
-                    held,
-                    elapsed,
-                    scale,
-                    inverse_window,
-                    positions_table,
-                    time_table,
-                    SILU,
-                )
-                grad_v += weight[:, None] * grad_out.to(tl.float32)
-                grad_k += grad_own[:, None] * content.to(tl.float32)
 
     to_k = grad_k_ptr + kv_head * HEAD_DIM
     to_v = grad_v_ptr + kv_head * HEAD_DIM

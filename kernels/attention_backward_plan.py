@@ -14,14 +14,15 @@ MAX_PARTS = 64
 
 
 class BackwardPlan(NamedTuple):
-    """Tiles of the three kernels; of the distance kernel both sides are `distance.block_n`."""
+    """Tiles of the four kernels. `rows` has only a block_m; the two sides of the distance kernel's are `distance.block_n`."""
 
+    rows: Tile
     query: Tile
     key: Tile
     distance: Tile
 
 
-def plan_backward(target: int, head_dim: int, itemsize: int, relative: bool) -> BackwardPlan:
+def plan_backward(target: int, head_dim: int, itemsize: int, relative: bool, biased: bool) -> BackwardPlan:
     """Tiles for a call.
 
     Args:
@@ -29,12 +30,12 @@ def plan_backward(target: int, head_dim: int, itemsize: int, relative: bool) -> 
         head_dim: D.
         itemsize: bytes of an element of q.
         relative: Transformer-XL's terms, which hold another tile of scores, and need block_m <= block_n.
+        biased: with a position or time table.
     """
     tile = Tile(32, 32, 4, 2)
-    return BackwardPlan(tile, tile, tile)
+    return BackwardPlan(Tile(32, 32, 4, 2), tile, tile, tile)
 
 
-def sum_parts(num_distances: int, num_heads: int, num_tiles: int, block: int) -> int:
+def sum_parts(programs: int, num_tiles: int) -> int:
     """Parts of the query tiles that the distance kernel sums apart: enough programs, but little to add up afterwards."""
-    programs = -(-num_distances // block) * num_heads
     return max(1, min(-(-PROGRAMS // programs), num_tiles, MAX_PARTS))

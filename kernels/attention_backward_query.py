@@ -1,9 +1,10 @@
-"""The kernel of `segment_attention`'s backward that stays with a tile of queries: dq, delta, and sums over its keys.
+"""The kernel of `segment_attention`'s backward that stays with a tile of queries: dq, and sums over its keys.
 
-    ds_ij = slope_ij (dp_ij - delta_i)    dp_ij = dout_i . v_j    slope = p, or d(silu(s) / window) / ds    delta_i = dout_i . out_i
-    dq_i  = scale sum_j ds_ij (k_j + r_{i-j})          du = scale sum_ij ds_ij k_j          dtable[b] = sum_{ij in b} ds_ij
+    ds_ij = slope_ij (dp_ij - delta_i)        dp_ij = dout_i . v_j        slope = p, or d(silu(s) / window) / ds
+    dq_i  = scale sum_j ds_ij (k_j + r_{i-j})        du = scale sum_ij ds_ij k_j        dtable[b] = sum_{ij in b} ds_ij
 
-(Dao, FlashAttention-2, 2023, algorithm 2; delta = 0 for SiLU.) A program takes BLOCK_M queries of one user and head over the
+(Dao, FlashAttention-2, 2023, algorithm 2; delta from `attention_backward_rows`; du and the time table without targets' pairs
+with themselves.) A program takes BLOCK_M queries of one user and head over the
 keys they see. du and the time table are sums over programs: each writes its own part, so that no two runs differ in a bit.
 """
 
@@ -18,12 +19,11 @@ from longrec.kernels.attention_backward_tiles import (
     find_user,
     load_relative,
     load_user,
-    own_key,
     query_tile,
     shift,
     weight_and_slope,
 )
-from longrec.kernels.attention_tiles import LOG2_E, Table
+from longrec.kernels.attention_tiles import Table
 
 __all__ = ["query_gradient_kernel"]
 
@@ -49,12 +49,11 @@ def query_gradient_kernel(
     q_ptr,  # [T, Hq, D]
     k_ptr,  # [T, Hkv, D]
     v_ptr,  # [T, Hkv, D]
-    out_ptr,  # [T, Hq, D]
     grad_out_ptr,  # [T, Hq, D]
     lse2_ptr,  # [T, Hq] float32
-    grad_lse2_ptr,  # [T, Hq] float32, or None
+    delta_ptr,  # [T, Hq] float32
+    grad_own_ptr,  # [T, Hq] float32, of targets; or None
     grad_q_ptr,  # [T, Hq, D], written
-    delta_ptr,  # [T, Hq] float32, written
     grad_u_ptr,  # [tiles, Hq, D] float32, written; or None
     grad_time_ptr,  # [tiles, Hq, TIME_LANES] float32, written; or None
     cu_seqlens_ptr,  # [B + 1]
@@ -126,13 +125,7 @@ def query_gradient_kernel(
     q = tl.load(q_ptrs, mask=live[:, None], other=0.0)  # [M, D]
     grad_out = tl.load(grad_out_ptr + dense, mask=live[:, None], other=0.0)  # [M, D]
     lse2 = tl.load(lse2_ptr + at, mask=live, other=0.0)
-    delta = tl.zeros([BLOCK_M], tl.float32)
-    if not SILU:
-        out = tl.load(out_ptr + dense, mask=live[:, None], other=0.0)
-        delta = tl.sum(grad_out.to(tl.float32) * out.to(tl.float32), axis=1)
-        if grad_lse2_ptr is not None:
-            delta -= tl.load(grad_lse2_ptr + at, mask=live, other=0.0) * LOG2_E
-        tl.store(delta_ptr + at, delta, mask=live)
+    delta = tl.load(delta_ptr + at, mask=live, other=0.0)
 
     kv_head = (head // GROUP).to(tl.int64)
     keys = Entries(k_ptr + kv_head * stride_kh, stride_kt, None, stride_kp, stride_ks)
@@ -165,6 +158,13 @@ def query_gradient_kernel(
         grad_u = tl.zeros([HEAD_DIM], tl.float32)
 
     grad_q = tl.zeros([BLOCK_M, HEAD_DIM], tl.float32)
+    if num_targets_ptr is not None:
+        if is_target:
+            own_ptrs = keys.new_ptr + ((user.first_row + rows) * stride_kt)[:, None] + dim[None, :]
+            own = tl.load(own_ptrs, mask=live[:, None], other=0.0).to(tl.float32)
+            if RELATIVE:
+                own += tl.load(relative.ptr + dim).to(tl.float32)[None, :]
+            grad_q += tl.load(grad_own_ptr + at, mask=live, other=0.0)[:, None] * own
     for start in range(begin, end, BLOCK_N):
         place = start + tl.arange(0, BLOCK_N)
         held = place < end
@@ -183,12 +183,12 @@ def query_gradient_kernel(
             upper = lower
         score *= scale
         if position_ptr is not None:
-            score, _ = add_bias(score, distance, positions_table, visible)
+            score = add_bias(score, distance, positions_table, visible)[0]
         if time_ptr is not None:
             times = Entries(key_seconds_ptr, 1, memory_seconds_ptr, PAGE_SIZE, 1)
             key_seconds = tl.load(entry_pointers(times, user, place, held, PAGE_SIZE), mask=held, other=0)
             score, bucket = add_bias(score, seconds[:, None] - key_seconds[None, :], time_table, visible)
-        _, slope = weight_and_slope(score, lse2[:, None], visible, inverse_window, SILU)
+        slope = weight_and_slope(score, lse2[:, None], visible, inverse_window, SILU)[1]
         grad_score = slope * (tl.dot(grad_out, tl.trans(v), input_precision="tf32x3") - delta[:, None])
 
         if time_ptr is not None:
@@ -208,42 +208,6 @@ def query_gradient_kernel(
         above = tl.where(tl.arange(0, BLOCK_N)[None, :] < step[:, None], 0.0, above)
         r = load_relative(relative, first_position - last + 1, BLOCK_N, HEAD_DIM)
         grad_q = tl.dot(above.to(r.dtype), r, grad_q, input_precision="tf32x3")
-
-    if num_targets_ptr is not None:
-        if is_target:
-            own = user.first_row + rows
-            k = tl.load(keys.new_ptr + (own * stride_kt)[:, None] + dim[None, :], mask=live[:, None], other=0.0)
-            v = tl.load(values.new_ptr + (own * stride_vt)[:, None] + dim[None, :], mask=live[:, None], other=0.0)
-            own_r = None
-            if RELATIVE:
-                own_r = tl.load(relative.ptr + dim)
-            elapsed = seconds
-            if time_ptr is not None:
-                elapsed = seconds - tl.load(key_seconds_ptr + own, mask=live, other=0)
-            _, grad_own = own_key(
-                content,
-                relative_q if RELATIVE else content,
-                k,
-                v,
-                grad_out,
-                own_r,
-                lse2,
-                delta,
-                live,
-                elapsed,
-                scale,
-                inverse_window,
-                positions_table,
-                time_table,
-                SILU,
-            )
-            grad_q += grad_own[:, None] * k.to(tl.float32)
-            if RELATIVE:
-                grad_q += grad_own[:, None] * own_r.to(tl.float32)[None, :]
-                grad_u += tl.sum(grad_own[:, None] * k.to(tl.float32), axis=0)
-            if time_ptr is not None:
-                own_bucket = add_bias(delta, elapsed, time_table, live)[1]
-                totals = _add_to_buckets(totals, grad_own, own_bucket, live, TIME_LANES)
 
     tl.store(grad_q_ptr + dense, (grad_q * scale).to(grad_q_ptr.dtype.element_ty), mask=live[:, None])
     part = tile.to(tl.int64) * num_heads + head

@@ -24,7 +24,6 @@ __all__ = [
     "find_user",
     "load_relative",
     "load_user",
-    "own_key",
     "query_tile",
     "shift",
     "tile_start",
@@ -115,10 +114,12 @@ def load_user(user, cu_seqlens_ptr, num_targets_ptr, lengths_ptr, page_indptr_pt
     events = rows
     if num_targets_ptr is not None:
         events -= tl.load(num_targets_ptr + user)
-    if lengths_ptr is None:
-        return User(first_row.to(tl.int64), events, rows, 0, None)
-    past = tl.load(lengths_ptr + user)
-    return User(first_row.to(tl.int64), events, rows, past, page_indices_ptr + tl.load(page_indptr_ptr + user))
+    past = 0
+    pages_ptr = None
+    if lengths_ptr is not None:
+        past = tl.load(lengths_ptr + user)
+        pages_ptr = page_indices_ptr + tl.load(page_indptr_ptr + user)
+    return User(first_row.to(tl.int64), events, rows, past, pages_ptr)
 
 
 @triton.jit
@@ -136,13 +137,14 @@ def query_tile(number, user, BLOCK: tl.constexpr):
 @triton.jit
 def entry_pointers(entries, user, positions, live, PAGE_SIZE: tl.constexpr):
     """[N] pointers to the entries at `positions`; where not `live`, pointers that mustn't be followed."""
-    new = entries.new_ptr + (user.first_row + positions - user.past) * entries.stride_row
-    if entries.pages_ptr is None:
-        return new
-    in_pages = positions < user.past
-    page = tl.load(user.pages_ptr + positions // PAGE_SIZE, mask=live & in_pages, other=0).to(tl.int64)
-    place = (positions % PAGE_SIZE).to(tl.int64)
-    return tl.where(in_pages, entries.pages_ptr + page * entries.stride_page + place * entries.stride_place, new)
+    pointers = entries.new_ptr + (user.first_row + positions - user.past) * entries.stride_row
+    if entries.pages_ptr is not None:
+        in_pages = positions < user.past
+        page = tl.load(user.pages_ptr + positions // PAGE_SIZE, mask=live & in_pages, other=0).to(tl.int64)
+        place = (positions % PAGE_SIZE).to(tl.int64)
+        old = entries.pages_ptr + page * entries.stride_page + place * entries.stride_place
+        pointers = tl.where(in_pages, old, pointers)
+    return pointers
 
 
 @triton.jit
@@ -190,26 +192,3 @@ def weight_and_slope(score, lse2, visible, inverse_window, SILU: tl.constexpr):
         weight = tl.exp2(tl.where(visible, score * LOG2_E - lse2, float("-inf")))
         slope = weight
     return weight, slope
-
-
-@triton.jit
-def own_key(
-    content, relative, k, v, grad_out, r, lse2, delta, live, seconds, scale, inverse_window, position, time, SILU
-):
-    """The pair of each target with itself: its weight and the gradient of its score, both [M].
-
-    Args:
-        content, relative: [M, D], the queries with u, and with v (or anything, if r is None).
-        k, v, grad_out: [M, D]. r: [D], the relative term of distance 0, or None.
-        lse2, delta, seconds: [M]. live: [M]. position, time: tables of the head.
-    """
-    score = tl.sum(content.to(tl.float32) * k.to(tl.float32), axis=1)
-    if r is not None:
-        score += tl.sum(relative.to(tl.float32) * r.to(tl.float32)[None, :], axis=1)
-    score *= scale
-    if position.ptr is not None:
-        score += tl.load(position.ptr).to(tl.float32)  # distance 0 has bucket 0
-    if time.ptr is not None:
-        score, _ = add_bias(score, seconds, time, live)
-    weight, slope = weight_and_slope(score, lse2, live, inverse_window, SILU)
-    return weight, slope * (tl.sum(grad_out.to(tl.float32) * v.to(tl.float32), axis=1) - delta)
