@@ -60,14 +60,11 @@ def _memory_tiles(first_place, past, window, BLOCK_N: tl.constexpr):
 
 
 @triton.jit
-def _full_tiles(begin, end, see_from, see_to, SPLIT: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Of tiles begin..end, those all of whose keys every query sees, given the keys that all see: they need no mask.
-
-    A split launch waits for memory, not for masks: it has one loop, and no full tiles.
-    """
+def _full_tiles(begin, end, see_from, see_to, MASK_ALL: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Of tiles begin..end, those without a mask: every query sees all of their keys, being seen from and to by all."""
     full_begin = begin
     full_end = begin
-    if not SPLIT:
+    if not MASK_ALL:
         full_begin = tl.minimum(tl.maximum(tl.cdiv(see_from, BLOCK_N), begin), end)
         full_end = tl.maximum(tl.minimum(see_to // BLOCK_N, end), full_begin)
     return full_begin, full_end
@@ -144,6 +141,10 @@ def attend_kernel(
     """A tile of queries of one user against all its keys, or with SPLIT against a part of its memory."""
     BLOCK_Q: tl.constexpr = BLOCK_M // HEADS
     RELATIVE: tl.constexpr = u_ptr is not None
+    # masks cost little beside the wait for memory, a gather from a bias table or the relative shift: then one loop does
+    MASK_ALL: tl.constexpr = SPLIT or RELATIVE or position_ptr is not None or time_ptr is not None
+    EDGE_STAGES: tl.constexpr = None if MASK_ALL else 1
+    tl.static_assert(not RELATIVE or BLOCK_M <= BLOCK_N, "the relative shift needs BLOCK_M <= BLOCK_N")
     if SPLIT:
         tiles_per_user = tl.cdiv(short_rows, BLOCK_Q)
         user = tl.program_id(0) // tiles_per_user
@@ -237,39 +238,32 @@ def attend_kernel(
             num_kv_heads,
             memory_seconds_ptr,
         )
-        full_begin, full_end = _full_tiles(memory_begin, memory_end, all_see_from + past, past, SPLIT, BLOCK_N)
-        if not SPLIT:
-            if RELATIVE and full_begin < full_end:
-                state = look_ahead(state, relative, full_begin * BLOCK_N - past, BLOCK_N, HEAD_DIM)
+        full_begin, full_end = _full_tiles(memory_begin, memory_end, all_see_from + past, past, MASK_ALL, BLOCK_N)
+        if not MASK_ALL:
             for tile in range(full_begin, full_end):
                 keys = load_memory(tile, pages, q.dtype, False, PAGE_SIZE, BLOCK_N, HEAD_DIM)
                 place = tile * BLOCK_N - past
-                state = attend(state, query, keys, place, 0, rules, relative, SILU, False, True, BLOCK_N, HEAD_DIM)
-        elif RELATIVE and memory_begin < memory_end:
+                state = attend(state, query, keys, place, 0, rules, relative, SILU, False, BLOCK_N, HEAD_DIM)
+        if RELATIVE and memory_begin < memory_end:
             state = look_ahead(state, relative, memory_begin * BLOCK_N - past, BLOCK_N, HEAD_DIM)
-        for edge in range(memory_begin, memory_end - (full_end - full_begin)):
+        for edge in tl.range(memory_begin, memory_end - (full_end - full_begin), num_stages=EDGE_STAGES):
             tile = edge + tl.where(edge >= full_begin, full_end - full_begin, 0)
             keys = load_memory(tile, pages, q.dtype, True, PAGE_SIZE, BLOCK_N, HEAD_DIM)
             place = tile * BLOCK_N - past
-            state = attend(state, query, keys, place, 0, rules, relative, SILU, True, SPLIT, BLOCK_N, HEAD_DIM)
+            state = attend(state, query, keys, place, 0, rules, relative, SILU, True, BLOCK_N, HEAD_DIM)
 
-    full_begin, full_end = _full_tiles(
-        new_begin, new_end, all_see_from, tl.minimum(first_place + 1, events), SPLIT, BLOCK_N
-    )
-    if not SPLIT:
-        if RELATIVE and full_begin < full_end:
-            state = look_ahead(state, relative, full_begin * BLOCK_N, BLOCK_N, HEAD_DIM)
+    all_see_to = tl.minimum(first_place + 1, events)
+    full_begin, full_end = _full_tiles(new_begin, new_end, all_see_from, all_see_to, MASK_ALL, BLOCK_N)
+    if not MASK_ALL:
         for tile in range(full_begin, full_end):
             keys = load_new(tile, new, False, BLOCK_N, HEAD_DIM)
-            state = attend(
-                state, query, keys, tile * BLOCK_N, events, rules, relative, SILU, False, True, BLOCK_N, HEAD_DIM
-            )
-    for edge in range(new_begin, new_end - (full_end - full_begin)):
+            state = attend(state, query, keys, tile * BLOCK_N, events, rules, relative, SILU, False, BLOCK_N, HEAD_DIM)
+    if RELATIVE and new_begin < new_end:
+        state = look_ahead(state, relative, new_begin * BLOCK_N, BLOCK_N, HEAD_DIM)
+    for edge in tl.range(new_begin, new_end - (full_end - full_begin), num_stages=EDGE_STAGES):
         tile = edge + tl.where(edge >= full_begin, full_end - full_begin, 0)
         keys = load_new(tile, new, True, BLOCK_N, HEAD_DIM)
-        state = attend(
-            state, query, keys, tile * BLOCK_N, events, rules, relative, SILU, True, False, BLOCK_N, HEAD_DIM
-        )
+        state = attend(state, query, keys, tile * BLOCK_N, events, rules, relative, SILU, True, BLOCK_N, HEAD_DIM)
 
     num_heads = tl.num_programs(1) * HEADS
     if SILU:

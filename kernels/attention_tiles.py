@@ -240,7 +240,7 @@ def look_ahead(state, relative, first_place, BLOCK_N: tl.constexpr, HEAD_DIM: tl
 
 
 @triton.jit
-def _shift_relative(lower, upper, step, BLOCK_N: tl.constexpr):
+def _shift_relative(lower, upper, step, gap, shortest, BLOCK_N: tl.constexpr):
     """Transformer-XL's relative shift in a tile: scores by distance [M, N] become scores by key [M, N].
 
     Row m and key n stand step[m] - n + N - 1 columns into `lower` followed by `upper`. So a row needs N consecutive
@@ -248,13 +248,13 @@ def _shift_relative(lower, upper, step, BLOCK_N: tl.constexpr):
     tile without a gap, and one gather turns each row the right way round.
 
     Args:
-        lower, upper: [M, N] from `distance_scores`, `upper` for the N distances that follow.
+        lower, upper: [M, N] from `distance_scores`, for N distances from `shortest` on, and for the N that follow.
         step: [M], 0..N - 1, places of the queries past the tile's first.
+        gap: [M, N], distances between queries and keys. (The index could be had from step alone, but the compiler would
+            then keep it in registers from tile to tile.)
     """
-    column = tl.arange(0, BLOCK_N)
-    by_distance = tl.where(column[None, :] >= step[:, None], lower, upper)
-    index = (step[:, None] - column[None, :] + (BLOCK_N - 1)) & (BLOCK_N - 1)
-    return tl.gather(by_distance, index, axis=1)
+    by_distance = tl.where(tl.arange(0, BLOCK_N)[None, :] >= step[:, None], lower, upper)
+    return tl.gather(by_distance, (gap - shortest) & (BLOCK_N - 1), axis=1)
 
 
 @triton.jit
@@ -318,31 +318,27 @@ def attend(
     relative,
     SILU: tl.constexpr,
     MASKED: tl.constexpr,
-    CARRY: tl.constexpr,
     BLOCK_N: tl.constexpr,
     HEAD_DIM: tl.constexpr,
 ):
-    """`state` after one more tile of keys.
+    """`state` after one more tile of keys; with relative terms, tiles come in order, the first after `look_ahead`.
 
     Args:
         first_place: of the tile's keys.
         limit: keys at this place and after are not seen. Only with MASKED, as are window and causality.
-        CARRY: the tile before stood directly before this one, and left its scores by distance in `state.upper`.
     """
+    gap = query.place[:, None] - keys.place[None, :]  # [M, N]
     scores = tl.dot(query.q, tl.trans(keys.k), input_precision="tf32x3")  # [M, N]
     if keys.k_scale is not None:
         scores *= keys.k_scale[None, :]
     if relative.r_ptr is not None:
         shortest = relative.first_place - first_place - (BLOCK_N - 1)
         lower = distance_scores(relative, shortest, BLOCK_N, HEAD_DIM)
-        upper = state.upper
-        if not CARRY:
-            upper = distance_scores(relative, shortest + BLOCK_N, BLOCK_N, HEAD_DIM)
-        scores += _shift_relative(lower, upper, query.place - relative.first_place, BLOCK_N)
+        step = query.place - relative.first_place
+        scores += _shift_relative(lower, state.upper, step, gap, shortest, BLOCK_N)
         state = State(state.acc, state.peak, state.total, lower)
     visible = None
     if MASKED:
-        gap = query.place[:, None] - keys.place[None, :]
         visible = (gap >= 0) & (gap < rules.window) & (keys.place < limit)[None, :]
     state, weights = weigh(state, scores, visible, query, keys, rules, SILU)
     if keys.v_scale is not None:
