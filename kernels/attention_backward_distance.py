@@ -21,6 +21,7 @@ from longrec.kernels.attention_backward_tiles import (
     load_relative,
     load_user,
     query_tile,
+    row_pointers,
     shift,
     tile_start,
     weight_and_slope,
@@ -127,41 +128,42 @@ def distance_gradient_kernel(
         first, limit, is_target = query_tile(number, user, BLOCK_N)
         last_position = user.past + tl.where(is_target, user.events, tl.minimum(limit, first + BLOCK_N) - 1)
         if (first < limit) & (first_distance <= last_position):
-            rows = first + line
-            live = rows < limit
+            live = first + line < limit
             first_position = user.past + tl.where(is_target, user.events, first)
             step = tl.where(is_target, 0, line)
-            at = (user.first_row + rows) * num_heads + head
-            q_ptrs = q_ptr + ((user.first_row + rows) * stride_qt + head * stride_qh)[:, None] + dim[None, :]
-            q = tl.load(q_ptrs, mask=live[:, None], other=0.0)  # [M, D]
-            do_ptrs = grad_out_ptr + at[:, None] * HEAD_DIM + dim[None, :]
+            first_row = user.first_row + first
+            q_ptrs = row_pointers(q_ptr + head.to(tl.int64) * stride_qh, first_row, line, stride_qt)
+            q = tl.load(q_ptrs[:, None] + dim[None, :], mask=live[:, None], other=0.0)  # [M, D]
+            at = first_row * num_heads + head  # of the tile's first row, in [T, Hq]
+            lines = line * num_heads
+            do_ptrs = grad_out_ptr + at * HEAD_DIM + lines[:, None] * HEAD_DIM + dim[None, :]
             grad_out = tl.load(do_ptrs, mask=live[:, None], other=0.0)
-            lse2 = tl.load(lse2_ptr + at, mask=live, other=0.0)
+            lse2 = tl.load(lse2_ptr + at + lines, mask=live, other=0.0)
             delta = tl.zeros([BLOCK_N], tl.float32)
             if not SILU:
-                delta = tl.load(delta_ptr + at, mask=live, other=0.0)
+                delta = tl.load(delta_ptr + at + lines, mask=live, other=0.0)
             content = q
             relative_q = q
             if RELATIVE:
                 content = (q.to(tl.float32) + u[None, :]).to(q.dtype)
                 relative_q = (q.to(tl.float32) + v_relative[None, :]).to(q.dtype)
 
-            # query m's key at distance n: lower and upper hold the N keys up to that of (0, 0), and the N after it
-            lower = first_position - first_distance - BLOCK_N + 1 + line
+            # query m's key at distance n: `lower` is the first of the N keys up to that of (0, 0), `upper` of the N after
+            lower = first_position - first_distance - BLOCK_N + 1
             upper = lower + BLOCK_N
             newest = user.past + user.events
-            in_lower = (lower >= 0) & (lower < newest)
-            in_upper = (upper >= 0) & (upper < newest)
+            in_lower = (lower + line >= 0) & (lower + line < newest)
+            in_upper = (upper + line >= 0) & (upper + line < newest)
             score = shift(
-                _products(keys, user, lower, in_lower, content, PAGE_SIZE, HEAD_DIM),
-                _products(keys, user, upper, in_upper, content, PAGE_SIZE, HEAD_DIM),
+                _products(keys, user, lower, in_lower, content, PAGE_SIZE, BLOCK_N, HEAD_DIM),
+                _products(keys, user, upper, in_upper, content, PAGE_SIZE, BLOCK_N, HEAD_DIM),
                 step,
                 BLOCK_N,
                 AXIS=0,
             )  # [N, M]
             grad_weight = shift(
-                _products(values, user, lower, in_lower, grad_out, PAGE_SIZE, HEAD_DIM),
-                _products(values, user, upper, in_upper, grad_out, PAGE_SIZE, HEAD_DIM),
+                _products(values, user, lower, in_lower, grad_out, PAGE_SIZE, BLOCK_N, HEAD_DIM),
+                _products(values, user, upper, in_upper, grad_out, PAGE_SIZE, BLOCK_N, HEAD_DIM),
                 step,
                 BLOCK_N,
                 AXIS=0,
@@ -175,9 +177,11 @@ def distance_gradient_kernel(
                 every = tl.broadcast_to(distance[:, None], [BLOCK_N, BLOCK_N])
                 score = add_bias(score, every, positions_table, visible)[0]
             if time_ptr is not None:
-                seconds = tl.load(query_seconds_ptr + user.first_row + rows, mask=live, other=0)
-                lower_seconds = tl.load(entry_pointers(times, user, lower, in_lower, PAGE_SIZE), mask=in_lower, other=0)
-                upper_seconds = tl.load(entry_pointers(times, user, upper, in_upper, PAGE_SIZE), mask=in_upper, other=0)
+                seconds = tl.load(query_seconds_ptr + first_row + line, mask=live, other=0)
+                lower_ptrs = entry_pointers(times, user, lower, BLOCK_N, in_lower, PAGE_SIZE)
+                upper_ptrs = entry_pointers(times, user, upper, BLOCK_N, in_upper, PAGE_SIZE)
+                lower_seconds = tl.load(lower_ptrs, mask=in_lower, other=0)
+                upper_seconds = tl.load(upper_ptrs, mask=in_upper, other=0)
                 key_seconds = shift(
                     tl.broadcast_to(lower_seconds[:, None], [BLOCK_N, BLOCK_N]),
                     tl.broadcast_to(upper_seconds[:, None], [BLOCK_N, BLOCK_N]),
@@ -205,8 +209,8 @@ def distance_gradient_kernel(
 
 
 @triton.jit
-def _products(entries, user, places, held, rows, PAGE_SIZE: tl.constexpr, HEAD_DIM: tl.constexpr):
-    """[N, M] products of N keys (or values) with M rows."""
-    pointers = entry_pointers(entries, user, places, held, PAGE_SIZE)[:, None] + tl.arange(0, HEAD_DIM)[None, :]
-    entry = tl.load(pointers, mask=held[:, None], other=0.0)
+def _products(entries, user, first, held, rows, PAGE_SIZE: tl.constexpr, BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr):
+    """[N, M] products of the N keys (or values) from position `first` on with M rows."""
+    pointers = entry_pointers(entries, user, first, BLOCK_N, held, PAGE_SIZE)
+    entry = tl.load(pointers[:, None] + tl.arange(0, HEAD_DIM)[None, :], mask=held[:, None], other=0.0)
     return tl.dot(entry, tl.trans(rows), input_precision="tf32x3")

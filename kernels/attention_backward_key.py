@@ -18,6 +18,7 @@ from longrec.kernels.attention_backward_tiles import (
     find_user,
     load_relative,
     load_user,
+    row_pointers,
     shift,
     weight_and_slope,
 )
@@ -104,15 +105,16 @@ def key_gradient_kernel(
     if MEMORY_GRADIENT:  # else no tile holds a key of memory
         keys = Entries(keys.new_ptr, stride_kt, k_pages_ptr + head_of_keys * stride_kph, stride_kp, stride_ks)
         values = Entries(values.new_ptr, stride_vt, v_pages_ptr + head_of_keys * stride_vph, stride_vp, stride_vs)
+    line = tl.arange(0, BLOCK_M)
     place = begin + tl.arange(0, BLOCK_N)
     held = place < end
-    k_ptrs = entry_pointers(keys, user, place, held, PAGE_SIZE)[:, None] + dim[None, :]
-    v_ptrs = entry_pointers(values, user, place, held, PAGE_SIZE)[:, None] + dim[None, :]
+    k_ptrs = entry_pointers(keys, user, begin, BLOCK_N, held, PAGE_SIZE)[:, None] + dim[None, :]
+    v_ptrs = entry_pointers(values, user, begin, BLOCK_N, held, PAGE_SIZE)[:, None] + dim[None, :]
     k = tl.load(k_ptrs, mask=held[:, None], other=0.0)  # [N, D]
     v = tl.load(v_ptrs, mask=held[:, None], other=0.0)
     key_seconds = place
     if time_ptr is not None:
-        key_seconds = tl.load(entry_pointers(times, user, place, held, PAGE_SIZE), mask=held, other=0)
+        key_seconds = tl.load(entry_pointers(times, user, begin, BLOCK_N, held, PAGE_SIZE), mask=held, other=0)
 
     # seen by these events, then by all targets or none
     first_event = tl.maximum(begin, user.past) - user.past
@@ -127,61 +129,57 @@ def key_gradient_kernel(
     grad_k = tl.zeros([BLOCK_N, HEAD_DIM], tl.float32)
     grad_v = tl.zeros([BLOCK_N, HEAD_DIM], tl.float32)
     num_heads = num_kv_heads * GROUP
-    for member in range(0, GROUP):
-        head = kv_head * GROUP + member
-        q_of_head = q_ptr + head * stride_qh
-        positions_table = Table(
-            None if position_ptr is None else position_ptr + head * position_buckets, position_buckets, POSITION_BITS
-        )
-        time_table = Table(None if time_ptr is None else time_ptr + head * time_buckets, time_buckets, TIME_BITS)
+    for i in range(0, GROUP * all_tiles):  # one loop over heads and tiles, which is pipelined from end to end
+        head = kv_head * GROUP + i // all_tiles
+        tile = i % all_tiles
+        to_targets = tile >= query_tiles
+        first = tl.where(to_targets, user.events + (tile - query_tiles) * BLOCK_M, first_event + tile * BLOCK_M)
+        live = first + line < tl.where(to_targets, user.rows, last_event)
+        first_position = user.past + tl.where(to_targets, user.events, first)
+        step = tl.where(to_targets, 0, line)
+        first_row = user.first_row + first
+        q_ptrs = row_pointers(q_ptr + head.to(tl.int64) * stride_qh, first_row, line, stride_qt)[:, None] + dim[None, :]
+        q = tl.load(q_ptrs, mask=live[:, None], other=0.0)  # [M, D]
+        at = first_row * num_heads + head  # of the tile's first row, in [T, Hq]
+        lines = line * num_heads
+        do_ptrs = grad_out_ptr + at * HEAD_DIM + lines[:, None] * HEAD_DIM + dim[None, :]
+        grad_out = tl.load(do_ptrs, mask=live[:, None], other=0.0)
+        lse2 = tl.load(lse2_ptr + at + lines, mask=live, other=0.0)
+        distance = (first_position + step)[None, :] - place[:, None]  # [N, M]
+        visible = (distance >= 0) & (distance < window) & held[:, None] & live[None, :]
+
+        content = q
+        if r_ptr is not None:
+            u = tl.load(u_ptr + head * HEAD_DIM + dim).to(tl.float32)
+            content = (q.to(tl.float32) + u[None, :]).to(q.dtype)
+        score = tl.dot(k, tl.trans(content), input_precision="tf32x3")
         if r_ptr is not None:
             relative = RelativeRows(r_ptr + head.to(tl.int64) * stride_rh, stride_rr, num_relative)
-            u = tl.load(u_ptr + head * HEAD_DIM + dim).to(tl.float32)
             v_relative = tl.load(v_relative_ptr + head * HEAD_DIM + dim).to(tl.float32)
-
-        for i in range(0, all_tiles):
-            to_targets = i >= query_tiles
-            first = tl.where(to_targets, user.events + (i - query_tiles) * BLOCK_M, first_event + i * BLOCK_M)
-            rows = first + tl.arange(0, BLOCK_M)
-            live = rows < tl.where(to_targets, user.rows, last_event)
-            first_position = user.past + tl.where(to_targets, user.events, first)
-            step = tl.where(to_targets, 0, tl.arange(0, BLOCK_M))
-            at = (user.first_row + rows) * num_heads + head
-            q_ptrs = q_of_head + ((user.first_row + rows) * stride_qt)[:, None] + dim[None, :]
-            q = tl.load(q_ptrs, mask=live[:, None], other=0.0)  # [M, D]
-            do_ptrs = grad_out_ptr + at[:, None] * HEAD_DIM + dim[None, :]
-            grad_out = tl.load(do_ptrs, mask=live[:, None], other=0.0)
-            lse2 = tl.load(lse2_ptr + at, mask=live, other=0.0)
-            distance = (first_position + step)[None, :] - place[:, None]  # [N, M]
-            visible = (distance >= 0) & (distance < window) & held[:, None] & live[None, :]
-
-            content = q
-            if r_ptr is not None:
-                content = (q.to(tl.float32) + u[None, :]).to(q.dtype)
-            score = tl.dot(k, tl.trans(content), input_precision="tf32x3")
-            if r_ptr is not None:
-                relative_q = (q.to(tl.float32) + v_relative[None, :]).to(q.dtype)
-                nearest = first_position - begin - BLOCK_N + 1
-                lower = _scores_of_distances(relative_q, relative, nearest, BLOCK_N, HEAD_DIM)  # [N, M]
-                upper = _scores_of_distances(relative_q, relative, nearest + BLOCK_N, BLOCK_N, HEAD_DIM)
-                score += shift(lower, upper, step, BLOCK_N, AXIS=0)
-            score *= scale
-            if position_ptr is not None:
-                score = add_bias(score, distance, positions_table, visible)[0]
-            if time_ptr is not None:
-                seconds = tl.load(query_seconds_ptr + user.first_row + rows, mask=live, other=0)
-                score = add_bias(score, seconds[None, :] - key_seconds[:, None], time_table, visible)[0]
-            weight, slope = weight_and_slope(score, lse2[None, :], visible, inverse_window, SILU)
-            grad_v = tl.dot(weight.to(q.dtype), grad_out, grad_v, input_precision="tf32x3")
-            grad_weight = tl.dot(v, tl.trans(grad_out), input_precision="tf32x3")
-            if not SILU:
-                grad_weight -= tl.load(delta_ptr + at, mask=live, other=0.0)[None, :]
-            grad_k = tl.dot((slope * grad_weight).to(q.dtype), content, grad_k, input_precision="tf32x3")
+            relative_q = (q.to(tl.float32) + v_relative[None, :]).to(q.dtype)
+            nearest = first_position - begin - BLOCK_N + 1
+            lower = _scores_of_distances(relative_q, relative, nearest, BLOCK_N, HEAD_DIM)  # [N, M]
+            upper = _scores_of_distances(relative_q, relative, nearest + BLOCK_N, BLOCK_N, HEAD_DIM)
+            score += shift(lower, upper, step, BLOCK_N, AXIS=0)
+        score *= scale
+        if position_ptr is not None:
+            table = Table(position_ptr + head * position_buckets, position_buckets, POSITION_BITS)
+            score = add_bias(score, distance, table, visible)[0]
+        if time_ptr is not None:
+            table = Table(time_ptr + head * time_buckets, time_buckets, TIME_BITS)
+            seconds = tl.load(query_seconds_ptr + first_row + line, mask=live, other=0)
+            score = add_bias(score, seconds[None, :] - key_seconds[:, None], table, visible)[0]
+        weight, slope = weight_and_slope(score, lse2[None, :], visible, inverse_window, SILU)
+        grad_v = tl.dot(weight.to(q.dtype), grad_out, grad_v, input_precision="tf32x3")
+        grad_weight = tl.dot(v, tl.trans(grad_out), input_precision="tf32x3")
+        if not SILU:
+            grad_weight -= tl.load(delta_ptr + at + lines, mask=live, other=0.0)[None, :]
+        grad_k = tl.dot((slope * grad_weight).to(q.dtype), content, grad_k, input_precision="tf32x3")
 
     to_k = grad_k_ptr + kv_head * HEAD_DIM
     to_v = grad_v_ptr + kv_head * HEAD_DIM
-    line = num_kv_heads * HEAD_DIM
-    place_in_rows = (user.first_row + place - user.past) * line
+    width = num_kv_heads * HEAD_DIM
+    place_in_rows = (user.first_row + place - user.past) * width
     to_rows = place_in_rows[:, None] + dim[None, :]
     new = (held & (place >= user.past))[:, None]
     grad_k *= scale
@@ -189,7 +187,7 @@ def key_gradient_kernel(
     tl.store(to_v + to_rows, grad_v.to(grad_v_ptr.dtype.element_ty), mask=new)
     if MEMORY_GRADIENT:
         first_place = tl.load(page_indptr_ptr + who).to(tl.int64) * PAGE_SIZE
-        to_pages = (kv_head * HEAD_DIM + (first_place + place) * line)[:, None] + dim[None, :]
+        to_pages = (kv_head * HEAD_DIM + (first_place + place) * width)[:, None] + dim[None, :]
         old = (held & (place < user.past))[:, None]
         tl.store(grad_k_listed_ptr + to_pages, grad_k.to(grad_k_listed_ptr.dtype.element_ty), mask=old)
         tl.store(grad_v_listed_ptr + to_pages, grad_v.to(grad_v_listed_ptr.dtype.element_ty), mask=old)

@@ -20,6 +20,7 @@ from longrec.kernels.attention_backward_tiles import (
     load_relative,
     load_user,
     query_tile,
+    row_pointers,
     shift,
     weight_and_slope,
 )
@@ -113,19 +114,23 @@ def query_gradient_kernel(
     if first >= limit:
         return
 
-    rows = first + tl.arange(0, BLOCK_M)
-    live = rows < limit
+    line = tl.arange(0, BLOCK_M)
+    live = first + line < limit
     first_position = user.past + tl.where(is_target, user.events, first)
-    step = tl.where(is_target, 0, tl.arange(0, BLOCK_M))  # positions past the tile's first
+    step = tl.where(is_target, 0, line)  # positions past the tile's first
     position = first_position + step
     dim = tl.arange(0, HEAD_DIM)
-    at = (user.first_row + rows) * num_heads + head  # [M] in [T, Hq]
-    dense = at[:, None] * HEAD_DIM + dim[None, :]
-    q_ptrs = q_ptr + ((user.first_row + rows) * stride_qt + head * stride_qh)[:, None] + dim[None, :]
+    first_row = user.first_row + first
+    q_ptrs = row_pointers(q_ptr + head.to(tl.int64) * stride_qh, first_row, line, stride_qt)[:, None] + dim[None, :]
     q = tl.load(q_ptrs, mask=live[:, None], other=0.0)  # [M, D]
-    grad_out = tl.load(grad_out_ptr + dense, mask=live[:, None], other=0.0)  # [M, D]
-    lse2 = tl.load(lse2_ptr + at, mask=live, other=0.0)
-    delta = tl.load(delta_ptr + at, mask=live, other=0.0)
+    at = first_row * num_heads + head  # of the tile's first row, in [T, Hq]
+    lines = line * num_heads
+    dense = lines[:, None] * HEAD_DIM + dim[None, :]
+    grad_out = tl.load(grad_out_ptr + at * HEAD_DIM + dense, mask=live[:, None], other=0.0)  # [M, D]
+    lse2 = tl.load(lse2_ptr + at + lines, mask=live, other=0.0)
+    delta = tl.zeros([BLOCK_M], tl.float32)
+    if not SILU:
+        delta = tl.load(delta_ptr + at + lines, mask=live, other=0.0)
 
     kv_head = (head // GROUP).to(tl.int64)
     keys = Entries(k_ptr + kv_head * stride_kh, stride_kt, None, stride_kp, stride_ks)
@@ -137,10 +142,10 @@ def query_gradient_kernel(
         None if position_ptr is None else position_ptr + head * position_buckets, position_buckets, POSITION_BITS
     )
     time_table = Table(None if time_ptr is None else time_ptr + head * time_buckets, time_buckets, TIME_BITS)
-    seconds = rows
+    seconds = line
     totals = None
     if time_ptr is not None:
-        seconds = tl.load(query_seconds_ptr + user.first_row + rows, mask=live, other=0)
+        seconds = tl.load(query_seconds_ptr + first_row + line, mask=live, other=0)
         totals = tl.zeros([TIME_LANES], tl.float32)
 
     content = q
@@ -160,16 +165,16 @@ def query_gradient_kernel(
     grad_q = tl.zeros([BLOCK_M, HEAD_DIM], tl.float32)
     if num_targets_ptr is not None:
         if is_target:
-            own_ptrs = keys.new_ptr + ((user.first_row + rows) * stride_kt)[:, None] + dim[None, :]
+            own_ptrs = row_pointers(keys.new_ptr, first_row, line, stride_kt)[:, None] + dim[None, :]
             own = tl.load(own_ptrs, mask=live[:, None], other=0.0).to(tl.float32)
             if RELATIVE:
                 own += tl.load(relative.ptr + dim).to(tl.float32)[None, :]
-            grad_q += tl.load(grad_own_ptr + at, mask=live, other=0.0)[:, None] * own
+            grad_q += tl.load(grad_own_ptr + at + lines, mask=live, other=0.0)[:, None] * own
     for start in range(begin, end, BLOCK_N):
         place = start + tl.arange(0, BLOCK_N)
         held = place < end
-        k_ptrs = entry_pointers(keys, user, place, held, PAGE_SIZE)[:, None] + dim[None, :]
-        v_ptrs = entry_pointers(values, user, place, held, PAGE_SIZE)[:, None] + dim[None, :]
+        k_ptrs = entry_pointers(keys, user, start, BLOCK_N, held, PAGE_SIZE)[:, None] + dim[None, :]
+        v_ptrs = entry_pointers(values, user, start, BLOCK_N, held, PAGE_SIZE)[:, None] + dim[None, :]
         k = tl.load(k_ptrs, mask=held[:, None], other=0.0)  # [N, D]
         v = tl.load(v_ptrs, mask=held[:, None], other=0.0)
         distance = position[:, None] - place[None, :]  # [M, N]
@@ -186,7 +191,8 @@ def query_gradient_kernel(
             score = add_bias(score, distance, positions_table, visible)[0]
         if time_ptr is not None:
             times = Entries(key_seconds_ptr, 1, memory_seconds_ptr, PAGE_SIZE, 1)
-            key_seconds = tl.load(entry_pointers(times, user, place, held, PAGE_SIZE), mask=held, other=0)
+            time_ptrs = entry_pointers(times, user, start, BLOCK_N, held, PAGE_SIZE)
+            key_seconds = tl.load(time_ptrs, mask=held, other=0)
             score, bucket = add_bias(score, seconds[:, None] - key_seconds[None, :], time_table, visible)
         slope = weight_and_slope(score, lse2[:, None], visible, inverse_window, SILU)[1]
         grad_score = slope * (tl.dot(grad_out, tl.trans(v), input_precision="tf32x3") - delta[:, None])
@@ -209,7 +215,7 @@ def query_gradient_kernel(
         r = load_relative(relative, first_position - last + 1, BLOCK_N, HEAD_DIM)
         grad_q = tl.dot(above.to(r.dtype), r, grad_q, input_precision="tf32x3")
 
-    tl.store(grad_q_ptr + dense, (grad_q * scale).to(grad_q_ptr.dtype.element_ty), mask=live[:, None])
+    tl.store(grad_q_ptr + at * HEAD_DIM + dense, (grad_q * scale).to(grad_q_ptr.dtype.element_ty), mask=live[:, None])
     part = tile.to(tl.int64) * num_heads + head
     if RELATIVE:
         tl.store(grad_u_ptr + part * HEAD_DIM + dim, grad_u * scale)

@@ -25,6 +25,7 @@ __all__ = [
     "load_relative",
     "load_user",
     "query_tile",
+    "row_pointers",
     "shift",
     "tile_start",
     "weight_and_slope",
@@ -135,25 +136,33 @@ def query_tile(number, user, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def entry_pointers(entries, user, positions, live, PAGE_SIZE: tl.constexpr):
-    """[N] pointers to the entries at `positions`; where not `live`, pointers that mustn't be followed."""
-    pointers = entries.new_ptr + (user.first_row + positions - user.past) * entries.stride_row
+def entry_pointers(entries, user, first, BLOCK: tl.constexpr, live, PAGE_SIZE: tl.constexpr):
+    """[N] pointers to the entries at positions `first` + 0..N-1; where not `live`, pointers that mustn't be followed."""
+    line = tl.arange(0, BLOCK)
+    pointers = row_pointers(entries.new_ptr, user.first_row + (first - user.past), line, entries.stride_row)
     if entries.pages_ptr is not None:
+        positions = first + line
         in_pages = positions < user.past
         page = tl.load(user.pages_ptr + positions // PAGE_SIZE, mask=live & in_pages, other=0).to(tl.int64)
-        place = (positions % PAGE_SIZE).to(tl.int64)
-        old = entries.pages_ptr + page * entries.stride_page + place * entries.stride_place
+        old = entries.pages_ptr + page * entries.stride_page + positions % PAGE_SIZE * entries.stride_place
         pointers = tl.where(in_pages, old, pointers)
     return pointers
 
 
 @triton.jit
+def row_pointers(ptr, first_row, line, stride):
+    """[N] pointers to rows `first_row` (int64) + `line`; 64 bits for the tile's base alone, since vectors of them are dear."""
+    return (ptr + first_row * stride) + line * stride
+
+
+@triton.jit
 def load_relative(relative, first_distance, BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr):
     """r of the N distances from `first_distance` on: [N, D]; 0 where there is no such distance."""
-    distance = first_distance + tl.arange(0, BLOCK_N)
+    line = tl.arange(0, BLOCK_N)
+    distance = first_distance + line
     held = (distance >= 0) & (distance < relative.count)
-    pointers = relative.ptr + (distance.to(tl.int64) * relative.stride)[:, None] + tl.arange(0, HEAD_DIM)[None, :]
-    return tl.load(pointers, mask=held[:, None], other=0.0)
+    pointers = row_pointers(relative.ptr, first_distance.to(tl.int64), line, relative.stride)
+    return tl.load(pointers[:, None] + tl.arange(0, HEAD_DIM)[None, :], mask=held[:, None], other=0.0)
 
 
 @triton.jit
