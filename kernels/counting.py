@@ -4,12 +4,13 @@ Counted: each distinct address that a `tl.load`, `tl.store` or descriptor access
 the element's bytes, once for every execution of the statement; an atomic counts as a read and a write. So bytes that
 several programs load (a tile of queries, a table of pages) count once for each: caches are set aside. Lanes of one
 access that name the same address count once, since the hardware makes them one transaction; what lies beside an
-address in its 32-byte sector does not count. FLOPs are 2 M N K for each `tl.dot` as issued, masked rows and padding
-included; arithmetic outside of `tl.dot` does not count.
+address in its 32-byte sector does not count. FLOPs are 2 M N K for each `tl.dot` as issued, masked rows included, and
+M, N, K raised to the smallest matrix instruction's 16, 8, 16; arithmetic outside of `tl.dot` does not count.
 
 The interpreter must be on (`TRITON_INTERPRET=1` before triton is imported).
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -107,7 +108,8 @@ def _wrappers(builder: Any, count: Count, values: bool) -> dict[str, Callable[..
         return kind.create_atomic_cas(builder, pointers, *rest)
 
     def dot(a: Any, b: Any, d: Any, *rest: Any) -> Any:
-        count.flops += 2 * a.data.size * b.data.shape[-1]  # [.., M, K] x [.., K, N]
+        *batch, m, k = a.data.shape
+        count.flops += 2 * math.prod(batch) * max(m, 16) * max(k, 16) * max(b.data.shape[-1], 8)
         return d if not values else kind.create_dot(builder, a, b, d, *rest)
 
     def grid(x: int, y: int, z: int) -> None:

@@ -45,7 +45,14 @@ SHARED_BYTES_LIMIT: Mapping[int, int] = {
 }
 
 # files that define `shipped(target)`
-SHIPPING_MODULES: tuple[str, ...] = ()
+SHIPPING_MODULES: tuple[str, ...] = (
+    "longrec.kernels.append",
+    "longrec.kernels.attention_shipped",
+    "longrec.kernels.attention_backward_shipped",
+    "longrec.kernels.block_decode_kernel",
+    "longrec.kernels.cross_entropy_shipped",
+    "longrec.kernels.topk",
+)
 
 
 class Shipped(NamedTuple):
