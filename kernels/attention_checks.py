@@ -105,13 +105,6 @@ def _check_terms(call: AttentionCall) -> None:
         r = call.relative.r
         check_tensor("relative.r", r, [("R", None), ("Hq", num_heads), ("D", head_dim)], (call.q.dtype,), call.q, 2)
         _check_strides("relative.r", r)
-        if len(r) < min(call.window, call.max_memory + call.max_new):
-            raise ArgumentError(
-                "relative.r",
-                f"a row for each distance, {min(call.window, call.max_memory + call.max_new)} of them",
-                str(len(r)),
-                "make r longer, or pass max_new and max_memory if no user's past and new events are that many",
-            )
     for name, bias in (("position_bias", call.position_bias), ("time_bias", call.time_bias)):
         if bias is None:
             continue
@@ -149,6 +142,10 @@ def check_attention_values(call: AttentionCall) -> None:
         targets = call.num_targets
         check_values("num_targets", (targets >= 0) & (targets <= counts), "0 to the user's new events")
         check_values("num_targets", targets <= MAX_TARGETS, f"at most {MAX_TARGETS}", "score in several calls")
+    if call.relative is not None and len(call.relative.r) < call.window:
+        events = counts if call.memory is None else counts + call.memory.lengths
+        wanted = f"at most {len(call.relative.r)} past and new events, one for each row of relative.r"
+        check_values("cu_seqlens", events <= len(call.relative.r), wanted, "make r as long as the window")
     if call.memory is None:
         return
     memory = call.memory

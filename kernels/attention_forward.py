@@ -84,7 +84,7 @@ def attend_kernel(
     v_ptr,  # [T, Hkv, D]
     out_ptr,  # [T, Hq, D]
     lse2_ptr,  # [T, Hq] float32
-    part_out_ptr,  # [parts, B, short_rows, Hq, D], or None: tiled
+    part_out_ptr,  # [parts, B, short_rows, Hq, D], or None: no memory is cut
     part_lse2_ptr,  # [parts, B, short_rows, Hq] float32, or None
     cu_seqlens_ptr,  # [B + 1]
     num_targets_ptr,  # [B], or None
@@ -271,10 +271,11 @@ def attend_kernel(
         lse2 = state.total
     else:
         # a row that saw nothing has total 0, lse2 -inf and out 0; 1e-30, since a smaller constant would be a float64
-        out = state.acc / tl.maximum(state.total, 1e-30)[:, None]
-        lse2 = tl.where(state.total > 0.0, state.peak + tl.log2(state.total), float("-inf"))
+        total = tl.maximum(state.total, 1e-30)
+        out = state.acc / total[:, None]
+        lse2 = tl.where(state.total > 0.0, state.peak + tl.log2(total), float("-inf"))
     entry = (start + row) * num_heads + head
-    if SPLIT:  # noqa: SIM102, `and` would make one run-time condition of both, and there are no parts without SPLIT
+    if part_out_ptr is not None and SPLIT:  # noqa: SIM102, with `and` all three would be asked at run time
         if parts > 1:
             out_ptr = part_out_ptr
             lse2_ptr = part_lse2_ptr
@@ -347,8 +348,8 @@ def merge_kernel(
         acc += tl.sum(out.to(tl.float32) * weights[:, None], 0)
     entry = (start + row) * num_heads + head
     if not SILU:
+        lse2 = tl.where(total > 0.0, peak + tl.log2(tl.maximum(total, 1e-30)), float("-inf"))
         acc /= tl.maximum(total, 1e-30)
-        lse2 = tl.where(total > 0.0, peak + tl.log2(total), float("-inf"))
         tl.store(lse2_ptr + entry, lse2)
     else:
         tl.store(lse2_ptr + entry, 0.0)

@@ -41,7 +41,7 @@ class AttentionShape(NamedTuple):
         num_users: B. max_new: most new events of a user. max_memory: most events in a memory; 0: there is none.
         num_heads, num_kv_heads, head_dim: Hq, Hkv, D.
         itemsize: bytes of an element of q. page_itemsize: of k_pages; 1: int8 or float8, with scales.
-        relative: Transformer-XL's terms, with which each head has a tile of its own.
+        relative: Transformer-XL's terms, with which each head has a tile of its own. biased: bias tables.
     """
 
     num_users: int
@@ -54,6 +54,7 @@ class AttentionShape(NamedTuple):
     page_itemsize: int
     window: int
     relative: bool
+    biased: bool
 
     @property
     def heads(self) -> int:
@@ -100,11 +101,11 @@ def plan_attention(shape: AttentionShape, target: int, multiprocessors: int) -> 
     short_rows = min(shape.max_new, SHORT_ROWS)
     if shape.max_memory == 0 and shape.max_new > SHORT_ROWS:
         short_rows = 0
-    tiled = tiled_tile(target, shape.head_dim, shape.itemsize, shape.relative, shape.max_new)
+    tiled = tiled_tile(shape, target)
     if short_rows == 0:
         return AttentionPlan(tiled, None, 0, 1, 1)
 
-    split = split_tile(target, shape.head_dim, shape.itemsize, short_rows * shape.heads)
+    split = split_tile(shape, target)
     queries = min(split.block_m // shape.heads, short_rows)
     rows = queries * shape.heads
     part_bytes = rows * (3 * shape.head_dim * shape.itemsize + 8)
@@ -119,25 +120,57 @@ def plan_attention(shape: AttentionShape, target: int, multiprocessors: int) -> 
     )
 
 
-def tiled_tile(target: int, head_dim: int, itemsize: int, relative: bool, max_new: int) -> Tile:
+def tiled_tile(shape: AttentionShape, target: int) -> Tile:
     """Tile of a long append.
 
-    A causal append of n events issues (n + block_m) / (n + 1) times the FLOPs that it needs, when block_n divides
-    block_m: 1.03 for 128 rows at 4,096, 1.12 for 64 at 512.
+    A causal append of n events issues (n + block_m) / (n + 1) times the FLOPs that it needs, where block_n divides
+    block_m: 1.03 for 128 rows at 4,096, 1.12 for 64 at 512. Matrix units differ in what a tile costs in registers:
+    mma.sync takes keys from registers, a whole tile of them in every warp; wgmma (sm_90) reads them from shared memory;
+    tcgen05 (sm_100) also keeps its sums out of registers.
     """
-    if relative:
-        return Tile(64, 64, 4, 2)
-    if max_new < 1024:
-        return Tile(64, 64, 4, 2)
-    return Tile(128, 64, 8, 2)
+    dim, wide = shape.head_dim, shape.itemsize == 4
+    loaded = shape.biased or shape.page_itemsize == 1  # more addresses, or conversions, in registers
+    if wide:  # three products of tf32 each, from twice the bytes
+        return Tile(64, 16, 4, 2) if dim <= 64 else Tile(16, 32 if dim == 128 else 16, 4, 2)
+    small = shape.max_new < 1024 or dim == 16
+    if target in (90, 100):
+        if shape.relative:
+            return Tile(64, 64, 8, 2) if dim <= 128 else Tile(16, 32, 4, 2)
+        if dim == 256:
+            return Tile(64, 32, 8, 2)
+        if small:
+            return Tile(64, 64, 4, 2) if dim <= 64 else Tile(64, 64, 8, 2)
+        if dim == 128:
+            return Tile(128, 32, 8, 2) if loaded else Tile(128, 64, 8, 3)
+        return Tile(128, 64 if loaded or target == 100 else 128, 8, 2)
+    if shape.relative:
+        return Tile(32, 32, 2, 2) if dim <= 64 else Tile(16, 32 if dim == 128 else 16, 4, 2)
+    block_n = max(min(4096 // (dim * (2 if loaded else 1)), 64), 16)
+    if dim == 256:
+        return Tile(64, block_n, 8, 2)
+    return Tile(64, block_n, 4, 2) if small or dim == 128 else Tile(128, block_n, 8, 2)
 
 
-def split_tile(target: int, head_dim: int, itemsize: int, rows: int) -> Tile:
-    """Tile of a short append with `rows` rows (queries x heads) to a kv head."""
+def split_tile(shape: AttentionShape, target: int) -> Tile:
+    """Tile of a short append: rows for its queries and heads, to 128, and keys for three stages in flight.
+
+    Few rows leave the warps to share the keys, not the rows, so that tiles of keys may be larger than in a long append.
+    """
+    dim, wide = shape.head_dim, shape.itemsize == 4
+    rows = min(shape.max_new, SHORT_ROWS) * shape.heads
     block_m = 16
     while block_m < min(rows, 128):
         block_m *= 2
-    return Tile(block_m, 64, 4, 3)
+    if shape.relative:
+        block_m = min(block_m, 32 if target in (90, 100) else 16)
+    if wide:
+        block_m = min(block_m, 64 if dim <= 32 else 16)
+    if dim == 256:
+        block_m = min(block_m, 64)
+    block_n = max(min(8192 // (dim * shape.itemsize), 64), 16)
+    if shape.biased and block_m == 128:
+        block_n = max(min(block_n, 2048 // dim), 16)
+    return Tile(block_m, block_n, 8 if block_m == 128 or dim == 256 else 4, 3)
 
 
 def _ceil_div(a: int, b: int) -> int:

@@ -1,6 +1,7 @@
 """`segment_attention` on a GPU: checks, plan, launches. The formula and the kernels are in `attention_forward`."""
 
 import math
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -12,13 +13,33 @@ from longrec.kernels.attention_plan import AttentionPlan, AttentionShape, plan_a
 from longrec.kernels.shipped import target_of
 from longrec.kernels.types import AttentionKind, PagedMemory, PositionBias, RelativeTerms, TimeBias
 
-__all__ = ["AttentionBuffers", "allocate_attention", "segment_attention"]
+__all__ = [
+    "MAX_REGISTERS",
+    "AttentionBuffers",
+    "Launch",
+    "allocate_attention",
+    "call_of",
+    "launches",
+    "plan_of",
+    "segment_attention",
+]
 
 LOG2_E = 1.0 / math.log(2.0)
 MAX_WINDOW = 1 << 30  # a longer window sees no more, and would overflow int32
 CPU_MULTIPROCESSORS = 132  # an H100's, so that the interpreter cuts work as an H100 would
 MERGE_PARTS = 16  # parts that the merge reads at once
 MERGE_WARPS = 2
+MAX_REGISTERS = 255  # said aloud, for ptxas else stops at 128 or 168 in the hope of occupancy, and spills a few
+
+
+class Launch(NamedTuple):
+    """One launch of a kernel."""
+
+    fn: Any
+    grid: tuple[int, int, int]
+    arguments: Mapping[str, Any]
+    num_warps: int
+    num_stages: int
 
 
 class AttentionBuffers(NamedTuple):
@@ -92,8 +113,59 @@ def segment_attention(
     Raises:
         ArgumentError: shapes, dtypes, devices or strides that don't fit; with `validate`, values too.
     """
-    num_users = len(cu_seqlens) - 1
-    call = AttentionCall(
+    call = call_of(
+        q,
+        k,
+        v,
+        cu_seqlens,
+        window=window,
+        scale=scale,
+        memory=memory,
+        kind=kind,
+        relative=relative,
+        position_bias=position_bias,
+        time_bias=time_bias,
+        num_targets=num_targets,
+        max_new=max_new,
+        max_memory=max_memory,
+    )
+    check_attention(call)
+    if validate:
+        check_attention_values(call)
+    if plan is None:
+        plan = plan_of(call)
+    if buffers is None:
+        buffers = allocate_attention(plan, len(q), len(cu_seqlens) - 1, q)
+    if len(q):
+        for launch in launches(call, plan, buffers):
+            launch.fn[launch.grid](
+                **launch.arguments, num_warps=launch.num_warps, num_stages=launch.num_stages, maxnreg=MAX_REGISTERS
+            )
+    return buffers.out, buffers.lse2
+
+
+def call_of(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    *,
+    window: int,
+    scale: float | None = None,
+    memory: PagedMemory | None = None,
+    kind: AttentionKind = "softmax",
+    relative: RelativeTerms | None = None,
+    position_bias: PositionBias | None = None,
+    time_bias: TimeBias | None = None,
+    num_targets: torch.Tensor | None = None,
+    max_new: int | None = None,
+    max_memory: int | None = None,
+) -> AttentionCall:
+    """The arguments of `segment_attention` with its defaults filled in; nothing is checked."""
+    held = 0
+    if memory is not None and memory.k_pages.ndim == 4:
+        held = memory.page_indices.numel() * memory.k_pages.shape[1]
+    return AttentionCall(
         q=q,
         k=k,
         v=v,
@@ -107,22 +179,12 @@ def segment_attention(
         time_bias=time_bias,
         num_targets=num_targets,
         max_new=len(q) if max_new is None else min(max_new, len(q)),
-        max_memory=_max_memory(memory, max_memory),
+        max_memory=held if max_memory is None else min(max_memory, held),
     )
-    check_attention(call)
-    if validate:
-        check_attention_values(call)
-    if plan is None:
-        plan = plan_of(call)
-    if buffers is None:
-        buffers = allocate_attention(plan, len(q), num_users, q)
-    if len(q):
-        _launch(call, plan, buffers)
-    return buffers.out, buffers.lse2
 
 
-def plan_of(call: AttentionCall) -> AttentionPlan:
-    """The plan for a call's shapes and bounds on its device."""
+def plan_of(call: AttentionCall, target: int | None = None) -> AttentionPlan:
+    """The plan for a call's shapes and bounds on its device, or on a device of `target`."""
     num_heads, head_dim = call.q.shape[1:]
     shape = AttentionShape(
         num_users=len(call.cu_seqlens) - 1,
@@ -135,70 +197,49 @@ def plan_of(call: AttentionCall) -> AttentionPlan:
         page_itemsize=call.q.itemsize if call.memory is None else call.memory.k_pages.itemsize,
         window=call.window,
         relative=call.relative is not None,
+        biased=call.position_bias is not None or call.time_bias is not None,
     )
     multiprocessors = CPU_MULTIPROCESSORS
     if call.q.is_cuda:
         multiprocessors = torch.cuda.get_device_properties(call.q.device).multi_processor_count
-    return plan_attention(shape, target_of(call.q.device), multiprocessors)
+    return plan_attention(shape, target or target_of(call.q.device), multiprocessors)
 
 
-def _max_memory(memory: PagedMemory | None, bound: int | None) -> int:
-    if memory is None or memory.k_pages.ndim != 4:
-        return 0
-    held = memory.page_indices.numel() * memory.k_pages.shape[1]
-    return held if bound is None else min(bound, held)
-
-
-def _launch(call: AttentionCall, plan: AttentionPlan, buffers: AttentionBuffers) -> None:
+def launches(call: AttentionCall, plan: AttentionPlan, buffers: AttentionBuffers) -> Iterator[Launch]:
+    """What a call launches, in order."""
     num_tokens, num_heads, head_dim = call.q.shape
     num_users = len(call.cu_seqlens) - 1
     heads = 1 if call.relative is not None else num_heads // call.k.shape[1]  # that share a tile
     arguments = _arguments(call, plan, buffers)
-    if plan.tiled is not None:
-        tiles = num_tokens // (plan.tiled.block_m // heads) + num_users
-        attend_kernel[(tiles, num_heads // heads, 1)](
-            **arguments,
-            SPLIT=False,
-            HEADS=heads,
-            BLOCK_M=plan.tiled.block_m,
-            BLOCK_N=plan.tiled.block_n,
-            num_warps=plan.tiled.num_warps,
-            num_stages=plan.tiled.num_stages,
-        )
-    if plan.split is None:
-        return
-    queries = plan.split.block_m // heads
-    tiles = num_users * triton.cdiv(plan.short_rows, queries)
-    attend_kernel[(tiles, num_heads // heads, plan.max_parts)](
-        **arguments,
-        SPLIT=True,
-        HEADS=heads,
-        BLOCK_M=plan.split.block_m,
-        BLOCK_N=plan.split.block_n,
-        num_warps=plan.split.num_warps,
-        num_stages=plan.split.num_stages,
-    )
-    if plan.max_parts > 1 and call.memory is not None:
-        merge_kernel[(num_users * plan.short_rows, num_heads)](
-            out_ptr=buffers.out,
-            lse2_ptr=buffers.lse2,
-            part_out_ptr=buffers.part_out,
-            part_lse2_ptr=buffers.part_lse2,
-            cu_seqlens_ptr=call.cu_seqlens,
-            num_targets_ptr=call.num_targets,
-            lengths_ptr=call.memory.lengths,
-            window=call.window,
-            num_users=num_users,
-            short_rows=plan.short_rows,
-            max_parts=plan.max_parts,
-            min_part_tiles=plan.min_part_tiles,
-            SILU=call.kind == "silu",
-            BLOCK_Q=queries,
-            BLOCK_N=plan.split.block_n,
-            BLOCK_P=MERGE_PARTS,
-            HEAD_DIM=head_dim,
-            num_warps=MERGE_WARPS,
-        )
+    for tile, split in ((plan.tiled, False), (plan.split, True)):
+        if tile is None:
+            continue
+        queries = tile.block_m // heads
+        tiles = num_users * triton.cdiv(plan.short_rows, queries) if split else num_tokens // queries + num_users
+        constants = {"SPLIT": split, "HEADS": heads, "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n}
+        grid = (tiles, num_heads // heads, plan.max_parts if split else 1)
+        yield Launch(attend_kernel, grid, {**arguments, **constants}, tile.num_warps, tile.num_stages)
+    if plan.split is not None and plan.max_parts > 1 and call.memory is not None:
+        merge = {
+            "out_ptr": buffers.out,
+            "lse2_ptr": buffers.lse2,
+            "part_out_ptr": buffers.part_out,
+            "part_lse2_ptr": buffers.part_lse2,
+            "cu_seqlens_ptr": call.cu_seqlens,
+            "num_targets_ptr": call.num_targets,
+            "lengths_ptr": call.memory.lengths,
+            "window": call.window,
+            "num_users": num_users,
+            "short_rows": plan.short_rows,
+            "max_parts": plan.max_parts,
+            "min_part_tiles": plan.min_part_tiles,
+            "SILU": call.kind == "silu",
+            "BLOCK_Q": plan.split.block_m // heads,
+            "BLOCK_N": plan.split.block_n,
+            "BLOCK_P": MERGE_PARTS,
+            "HEAD_DIM": head_dim,
+        }
+        yield Launch(merge_kernel, (num_users * plan.short_rows, num_heads, 1), merge, MERGE_WARPS, 1)
 
 
 def _arguments(call: AttentionCall, plan: AttentionPlan, buffers: AttentionBuffers) -> dict[str, Any]:
