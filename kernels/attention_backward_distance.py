@@ -175,7 +175,7 @@ def distance_gradient_kernel(
             score *= scale
             if position_ptr is not None:
                 every = tl.broadcast_to(distance[:, None], [BLOCK_N, BLOCK_N])
-                score = add_bias(score, every, positions_table, visible)[0]
+                score = add_bias(score, every, positions_table)[0]
             if time_ptr is not None:
                 seconds = tl.load(query_seconds_ptr + first_row + line, mask=live, other=0)
                 lower_ptrs = entry_pointers(times, user, lower, BLOCK_N, in_lower, PAGE_SIZE)
@@ -189,7 +189,7 @@ def distance_gradient_kernel(
                     BLOCK_N,
                     AXIS=0,
                 )
-                score = add_bias(score, seconds[None, :] - key_seconds, time_table, visible)[0]
+                score = add_bias(score, seconds[None, :] - key_seconds, time_table)[0]
             slope = weight_and_slope(score, lse2[None, :], visible, inverse_window, SILU)[1]
             grad_score = slope * (grad_weight - delta[None, :])
             by_distance += tl.sum(grad_score, axis=1)

@@ -164,11 +164,11 @@ def key_gradient_kernel(
         score *= scale
         if position_ptr is not None:
             table = Table(position_ptr + head * position_buckets, position_buckets, POSITION_BITS)
-            score = add_bias(score, distance, table, visible)[0]
+            score = add_bias(score, distance, table)[0]
         if time_ptr is not None:
             table = Table(time_ptr + head * time_buckets, time_buckets, TIME_BITS)
             seconds = tl.load(query_seconds_ptr + first_row + line, mask=live, other=0)
-            score = add_bias(score, seconds[None, :] - key_seconds[:, None], table, visible)[0]
+            score = add_bias(score, seconds[None, :] - key_seconds[:, None], table)[0]
         weight, slope = weight_and_slope(score, lse2[None, :], visible, inverse_window, SILU)
         grad_v = tl.dot(weight.to(q.dtype), grad_out, grad_v, input_precision="tf32x3")
         grad_weight = tl.dot(v, tl.trans(grad_out), input_precision="tf32x3")

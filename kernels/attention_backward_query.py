@@ -159,7 +159,7 @@ def query_gradient_kernel(
         relative = RelativeRows(r_ptr + head.to(tl.int64) * stride_rh, stride_rr, num_relative)
         r = load_relative(relative, first_position - begin + 1, BLOCK_N, HEAD_DIM)
         upper = tl.dot(relative_q, tl.trans(r), input_precision="tf32x3")  # [M, N]
-        above = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)  # the last tile's ds, by distance
+        above = tl.zeros([BLOCK_M, BLOCK_N], q.dtype)  # the last tile's ds, by distance
         grad_u = tl.zeros([HEAD_DIM], tl.float32)
 
     grad_q = tl.zeros([BLOCK_M, HEAD_DIM], tl.float32)
@@ -188,12 +188,12 @@ def query_gradient_kernel(
             upper = lower
         score *= scale
         if position_ptr is not None:
-            score = add_bias(score, distance, positions_table, visible)[0]
+            score = add_bias(score, distance, positions_table)[0]
         if time_ptr is not None:
             times = Entries(key_seconds_ptr, 1, memory_seconds_ptr, PAGE_SIZE, 1)
             time_ptrs = entry_pointers(times, user, start, BLOCK_N, held, PAGE_SIZE)
             key_seconds = tl.load(time_ptrs, mask=held, other=0)
-            score, bucket = add_bias(score, seconds[:, None] - key_seconds[None, :], time_table, visible)
+            score, bucket = add_bias(score, seconds[:, None] - key_seconds[None, :], time_table)
         slope = weight_and_slope(score, lse2[:, None], visible, inverse_window, SILU)[1]
         grad_score = slope * (tl.dot(grad_out, tl.trans(v), input_precision="tf32x3") - delta[:, None])
 
@@ -203,17 +203,17 @@ def query_gradient_kernel(
         if RELATIVE:
             grad_u += tl.sum(tl.sum(grad_score, axis=0)[:, None] * k.to(tl.float32), axis=0)
             # the distances from first_position - start + 1 on: this tile's and the last one's keys share them, no query both
-            by_distance = shift(grad_score, grad_score, step, BLOCK_N, AXIS=1)
+            by_distance = shift(grad_score, grad_score, step, BLOCK_N, AXIS=1).to(q.dtype)
             both = tl.where(tl.arange(0, BLOCK_N)[None, :] < step[:, None], by_distance, above)
             r = load_relative(relative, first_position - start + 1, BLOCK_N, HEAD_DIM)
-            grad_q = tl.dot(both.to(r.dtype), r, grad_q, input_precision="tf32x3")
+            grad_q = tl.dot(both, r, grad_q, input_precision="tf32x3")
             above = by_distance
 
     if RELATIVE:
         last = begin + tl.cdiv(tl.maximum(end - begin, 0), BLOCK_N) * BLOCK_N
-        above = tl.where(tl.arange(0, BLOCK_N)[None, :] < step[:, None], 0.0, above)
+        both = tl.where(tl.arange(0, BLOCK_N)[None, :] < step[:, None], tl.zeros_like(above), above)
         r = load_relative(relative, first_position - last + 1, BLOCK_N, HEAD_DIM)
-        grad_q = tl.dot(above.to(r.dtype), r, grad_q, input_precision="tf32x3")
+        grad_q = tl.dot(both, r, grad_q, input_precision="tf32x3")
 
     tl.store(grad_q_ptr + at * HEAD_DIM + dense, (grad_q * scale).to(grad_q_ptr.dtype.element_ty), mask=live[:, None])
     part = tile.to(tl.int64) * num_heads + head

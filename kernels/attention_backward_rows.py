@@ -114,7 +114,7 @@ def row_gradient_kernel(
                 table = Table(time_ptr + head * time_buckets, time_buckets, TIME_BITS)
                 seconds = tl.load(query_seconds_ptr + rows, mask=live, other=0)
                 elapsed = seconds - tl.load(key_seconds_ptr + rows, mask=live, other=0)
-                score = add_bias(score, elapsed, table, live)[0]
+                score = add_bias(score, elapsed, table)[0]
             lse2 = tl.load(lse2_ptr + at, mask=live, other=0.0)
             weight, slope = weight_and_slope(score, lse2, live, inverse_window, SILU)
             grad_own = slope * (tl.sum(grad_out * v, axis=1) - delta)

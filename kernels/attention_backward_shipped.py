@@ -58,12 +58,11 @@ POINTERS: Mapping[str, tuple[str, str]] = {  # argument -> its type, "" for the 
 FLOATS = ("scale", "inverse_window")
 VARIANTS: Mapping[str, frozenset[str]] = {
     "plain": frozenset({"softmax"}),
+    "memory": frozenset({"softmax", "memory", "targets"}),
     "hstu": frozenset({"silu", "bias", "memory", "targets"}),
-    "relative": frozenset({"softmax", "relative", "memory"}),
+    "relative": frozenset({"softmax", "relative", "memory", "targets"}),
     "all": frozenset({"softmax", "relative", "bias", "memory", "targets"}),
 }
-
-
 KERNELS: Mapping[str, Any] = {
     "rows": row_gradient_kernel,
     "query": query_gradient_kernel,

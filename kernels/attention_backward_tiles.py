@@ -183,10 +183,13 @@ def shift(lower, upper, step, BLOCK: tl.constexpr, AXIS: tl.constexpr):
 
 
 @triton.jit
-def add_bias(score, distance, table, live):
-    """Scores plus a head's table entries at the buckets of distances (or elapsed times), and those buckets."""
+def add_bias(score, distance, table):
+    """Scores plus a head's table entries at the buckets of distances (or elapsed times), and those buckets.
+
+    Every bucket lies within the table, also that of a pair that isn't visible, so that the loads need no mask.
+    """
     bucket = bucket_of(distance, table.buckets, table.fraction_bits)
-    return score + tl.load(table.ptr + bucket, mask=live, other=0.0).to(tl.float32), bucket
+    return score + tl.load(table.ptr + bucket).to(tl.float32), bucket
 
 
 @triton.jit
