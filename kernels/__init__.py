@@ -4,7 +4,8 @@ Triton kernels on a GPU, PyTorch on the CPU."""
 from longrec.kernels.append import append_memory
 from longrec.kernels.attention import segment_attention
 from longrec.kernels.cross_entropy import catalogue_cross_entropy
-from longrec.kernels.reference import catalogue_topk, rotate
+from longrec.kernels.reference import rotate
+from longrec.kernels.topk import catalogue_topk
 from longrec.kernels.types import PagedMemory, PositionBias, RelativeTerms, TimeBias
 
 __all__ = [

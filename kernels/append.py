@@ -36,11 +36,12 @@ STRIDES = (
 )  # fmt: skip
 
 
-def block_tokens(num_tokens: int, num_heads: int, head_dim: int) -> int:
-    """Events a program: one each while events are few, then enough for 16 elements of q a thread."""
+def block_tokens(num_tokens: int, num_heads: int, head_dim: int, item_bytes: int) -> int:
+    """Events a program: one each while events are few, then enough for 32 bytes of q a thread."""
     if num_tokens <= 256:
         return 1
-    return max(1, min(8, 16 * 32 * NUM_WARPS // triton.next_power_of_2(num_heads * head_dim)))
+    elements = 32 // item_bytes * 32 * NUM_WARPS
+    return max(1, min(8, elements // (1 << (num_heads * head_dim - 1).bit_length())))
 
 
 @triton.jit
@@ -207,7 +208,7 @@ def append_memory_triton(
         phases = rotary_phases(rotary_base, head_dim, q.device)
         out_q = torch.empty(q.shape, dtype=q.dtype, device=q.device) if out_q is None else out_q
         out_k = torch.empty(k.shape, dtype=k.dtype, device=k.device) if out_k is None else out_k
-    block = block_tokens(num_tokens, num_heads, head_dim)
+    block = block_tokens(num_tokens, num_heads, head_dim, q.element_size())
     as_bits = torch.uint8 if k_pages.dtype == torch.float8_e4m3fn else k_pages.dtype
     if num_tokens:
         _append_memory_kernel[(triton.cdiv(num_tokens, block),)](
@@ -354,40 +355,45 @@ def _check_values(positions: torch.Tensor, slots: torch.Tensor, num_slots: int) 
 
 
 def shipped(target: int) -> Iterator[Shipped]:
-    """Every kind of configuration that the launcher picks, over the usual heads and page dtypes."""
-    for dtype in ("bf16", "fp16", "fp32"):
+    """Every kind of configuration that the launcher picks, over the usual heads, dtypes and page dtypes."""
+    heads = ((8, 8, 64), (8, 1, 128), (4, 4, 16), (4, 2, 256))
+    for dtype, size in (("bf16", 2), ("fp16", 2), ("fp32", 4)):
         for page in (dtype, "i8", "u8"):
-            for num_heads, num_kv_heads, head_dim in ((8, 8, 64), (8, 1, 128), (4, 4, 16), (4, 2, 256)):
-                for num_tokens in (64, 4096):
-                    block = block_tokens(num_tokens, num_heads, head_dim)
-                    quantised = page in ("i8", "u8")
-                    scales = {"k_scale_ptr": "*fp32", "v_scale_ptr": "*fp32"} if quantised else {}
-                    yield Shipped(
-                        kernel="append_memory",
-                        config=f"{dtype}-{page}-H{num_heads}-{num_kv_heads}-D{head_dim}-block{block}",
-                        fn=_append_memory_kernel,
-                        target=target,
-                        signature={
-                            **dict.fromkeys(("q_ptr", "k_ptr", "v_ptr", "out_q_ptr", "out_k_ptr"), f"*{dtype}"),
-                            **dict.fromkeys(("positions_ptr", "slots_ptr", "phases_ptr"), "*i64"),
-                            **dict.fromkeys(("k_pages_ptr", "v_pages_ptr"), f"*{page}"),
-                            **scales,
-                            **dict.fromkeys(("num_tokens", *STRIDES), "i32"),
-                        },
-                        constexprs={
-                            **({} if quantised else {"k_scale_ptr": None, "v_scale_ptr": None}),
-                            "NUM_HEADS": num_heads,
-                            "NUM_KV_HEADS": num_kv_heads,
-                            "HALF": head_dim // 2,
-                            "PAGE_SIZE": 32,
-                            "PEAK": {"i8": 127.0, "u8": 448.0}.get(page),
-                            "BLOCK_T": block,
-                            "HEADS": triton.next_power_of_2(num_heads),
-                            "KV_HEADS": triton.next_power_of_2(num_kv_heads),
-                            "PAIRS": triton.next_power_of_2(head_dim // 2),
-                        },
-                        num_warps=NUM_WARPS,
-                        num_stages=3,
-                        divisible=STRIDES,
-                        subset=(dtype, page, head_dim, num_tokens) == ("bf16", "i8", 64, 4096),
-                    )
+            for num_heads, num_kv_heads, head_dim in heads if dtype != "fp16" else heads[:1]:
+                for block in sorted({block_tokens(n, num_heads, head_dim, size) for n in (64, 4096)}):
+                    yield _shipped(target, dtype, page, (num_heads, num_kv_heads, head_dim), block)
+
+
+def _shipped(target: int, dtype: str, page: str, heads: tuple[int, int, int], block: int) -> Shipped:
+    num_heads, num_kv_heads, head_dim = heads
+    peak = {"i8": 127.0, "u8": 448.0}.get(page)
+    scales = ("k_scale_ptr", "v_scale_ptr")
+    return Shipped(
+        kernel="append_memory",
+        config=f"{dtype}-{page}-H{num_heads}-{num_kv_heads}-D{head_dim}-block{block}",
+        fn=_append_memory_kernel,
+        target=target,
+        signature={
+            **dict.fromkeys(("q_ptr", "k_ptr", "v_ptr", "out_q_ptr", "out_k_ptr"), f"*{dtype}"),
+            **dict.fromkeys(("positions_ptr", "slots_ptr", "phases_ptr"), "*i64"),
+            **dict.fromkeys(("k_pages_ptr", "v_pages_ptr"), f"*{page}"),
+            **(dict.fromkeys(scales, "*fp32") if peak else {}),
+            **dict.fromkeys(("num_tokens", *STRIDES), "i32"),
+        },
+        constexprs={
+            **({} if peak else dict.fromkeys(scales)),
+            "NUM_HEADS": num_heads,
+            "NUM_KV_HEADS": num_kv_heads,
+            "HALF": head_dim // 2,
+            "PAGE_SIZE": 32,
+            "PEAK": peak,
+            "BLOCK_T": block,
+            "HEADS": triton.next_power_of_2(num_heads),
+            "KV_HEADS": triton.next_power_of_2(num_kv_heads),
+            "PAIRS": triton.next_power_of_2(head_dim // 2),
+        },
+        num_warps=NUM_WARPS,
+        num_stages=1,
+        divisible=STRIDES,
+        subset=(dtype, page, head_dim) == ("bf16", "i8", 64),
+    )

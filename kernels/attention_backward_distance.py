@@ -1,12 +1,13 @@
-"""The kernel of `segment_attention`'s backward that stays with a tile of distances: dr, dv (Transformer-XL's), and the sum of
-ds over all pairs at a distance, from which the position table's gradient is summed.
+"""The kernel of `segment_attention`'s backward that stays with a tile of distances: Transformer-XL's dr, and the sum
+of ds over all pairs at a distance, from which the position table's gradient is summed.
 
-    w_d = sum_i ds_{i, i-d}         dr_d = scale sum_i ds_{i, i-d} (q_i + v)         dv = scale sum_d w_d r_d
+    dr_d = scale sum_i ds_{i, i-d} (q_i + v)                w_d = sum_i ds_{i, i-d}
 
-A program has BLOCK_N distances of one head and every `num_parts`-th part of the batch's query tiles. For a tile of queries it
-scores the two tiles of keys that lie these distances back, and shifts them into one tile by distance and query, so that
-nothing is added to from two programs. It writes sums of its own part, which the host adds up: deterministic. `ds` as in
-`attention_backward_query`, delta from `attention_backward_rows`; without targets' pairs with themselves.
+A program has BLOCK_N distances of one head and every `num_parts`-th part of the batch's query tiles. For a tile of
+queries it scores the two tiles of keys that lie these distances back, and shifts them into one tile by distance and
+query, so that nothing is added to from two programs. It writes sums of its own part, which the host adds up:
+deterministic. `ds` as in `attention_backward_query`, delta from `attention_backward_rows`; without targets' pairs with
+themselves.
 """
 
 import triton
@@ -14,17 +15,20 @@ import triton.language as tl
 
 from longrec.kernels.attention_backward_tiles import (
     Entries,
-    RelativeRows,
+    Relative,
     add_bias,
     entry_pointers,
     find_user,
-    load_relative,
     load_user,
+    make_rows,
+    products,
     query_tile,
+    relative_rows,
     row_pointers,
     shift,
     tile_start,
     weight_and_slope,
+    whole,
 )
 from longrec.kernels.attention_tiles import Table
 
@@ -40,7 +44,6 @@ def distance_gradient_kernel(
     lse2_ptr,  # [T, Hq] float32
     delta_ptr,  # [T, Hq] float32
     grad_r_ptr,  # [parts, distances, Hq, D] float32, written; or None
-    grad_v_relative_ptr,  # [parts, distances / BLOCK_N, Hq, D] float32, written; or None
     by_distance_ptr,  # [parts, distances, Hq] float32, written; or None
     cu_seqlens_ptr,  # [B + 1]
     num_targets_ptr,  # [B], or None
@@ -88,8 +91,10 @@ def distance_gradient_kernel(
     TIME_BITS: tl.constexpr,
     KINDS: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,  # dimensions at a time, see `products`
 ):
     RELATIVE: tl.constexpr = r_ptr is not None
+    dtype: tl.constexpr = q_ptr.dtype.element_ty
     head = tl.program_id(1)
     num_heads = tl.num_programs(1)
     first_distance = tl.program_id(0) * BLOCK_N
@@ -109,10 +114,8 @@ def distance_gradient_kernel(
     time_table = Table(None if time_ptr is None else time_ptr + head * time_buckets, time_buckets, TIME_BITS)
     by_distance = tl.zeros([BLOCK_N], tl.float32)
     if RELATIVE:
-        u = tl.load(u_ptr + head * HEAD_DIM + dim).to(tl.float32)
-        v_relative = tl.load(v_relative_ptr + head * HEAD_DIM + dim).to(tl.float32)
-        relative = RelativeRows(r_ptr + head.to(tl.int64) * stride_rh, stride_rr, num_relative)
-        r = load_relative(relative, first_distance, BLOCK_N, HEAD_DIM)  # [N, D]
+        relative = Relative(r_ptr + head.to(tl.int64) * stride_rh, stride_rr, num_relative)
+        r = relative_rows(relative, first_distance, BLOCK_N, HEAD_DIM, BLOCK_D)
         grad_r = tl.zeros([BLOCK_N, HEAD_DIM], tl.float32)
 
     part_tiles = tl.cdiv(num_tiles, tl.num_programs(2))
@@ -132,47 +135,39 @@ def distance_gradient_kernel(
             first_position = user.past + tl.where(is_target, user.events, first)
             step = tl.where(is_target, 0, line)
             first_row = user.first_row + first
-            q_ptrs = row_pointers(q_ptr + head.to(tl.int64) * stride_qh, first_row, line, stride_qt)
-            q = tl.load(q_ptrs[:, None] + dim[None, :], mask=live[:, None], other=0.0)  # [M, D]
             at = first_row * num_heads + head  # of the tile's first row, in [T, Hq]
             lines = line * num_heads
-            do_ptrs = grad_out_ptr + at * HEAD_DIM + lines[:, None] * HEAD_DIM + dim[None, :]
-            grad_out = tl.load(do_ptrs, mask=live[:, None], other=0.0)
+            q_ptrs = row_pointers(q_ptr + head.to(tl.int64) * stride_qh, first_row, line, stride_qt)
+            content = make_rows(q_ptrs, live, None if u_ptr is None else u_ptr + head * HEAD_DIM, HEAD_DIM, BLOCK_D)
+            grad_out = make_rows(grad_out_ptr + at * HEAD_DIM + lines * HEAD_DIM, live, None, HEAD_DIM, BLOCK_D)
             lse2 = tl.load(lse2_ptr + at + lines, mask=live, other=0.0)
             delta = tl.zeros([BLOCK_N], tl.float32)
             if not SILU:
                 delta = tl.load(delta_ptr + at + lines, mask=live, other=0.0)
-            content = q
-            relative_q = q
-            if RELATIVE:
-                content = (q.to(tl.float32) + u[None, :]).to(q.dtype)
-                relative_q = (q.to(tl.float32) + v_relative[None, :]).to(q.dtype)
 
-            # query m's key at distance n: `lower` is the first of the N keys up to that of (0, 0), `upper` of the N after
+            # query m's key at distance n: `lower` is the first of the N keys up to that of (0, 0), `upper` of the N
+            # after
             lower = first_position - first_distance - BLOCK_N + 1
             upper = lower + BLOCK_N
             newest = user.past + user.events
             in_lower = (lower + line >= 0) & (lower + line < newest)
             in_upper = (upper + line >= 0) & (upper + line < newest)
-            score = shift(
-                _products(keys, user, lower, in_lower, content, PAGE_SIZE, BLOCK_N, HEAD_DIM),
-                _products(keys, user, upper, in_upper, content, PAGE_SIZE, BLOCK_N, HEAD_DIM),
-                step,
-                BLOCK_N,
-                AXIS=0,
-            )  # [N, M]
-            grad_weight = shift(
-                _products(values, user, lower, in_lower, grad_out, PAGE_SIZE, BLOCK_N, HEAD_DIM),
-                _products(values, user, upper, in_upper, grad_out, PAGE_SIZE, BLOCK_N, HEAD_DIM),
-                step,
-                BLOCK_N,
-                AXIS=0,
-            )
+            lower_k = entry_pointers(keys, user, lower, BLOCK_N, in_lower, PAGE_SIZE)
+            upper_k = entry_pointers(keys, user, upper, BLOCK_N, in_upper, PAGE_SIZE)
+            lower_score = products(make_rows(lower_k, in_lower, None, HEAD_DIM, BLOCK_D), content, HEAD_DIM, BLOCK_D)
+            upper_score = products(make_rows(upper_k, in_upper, None, HEAD_DIM, BLOCK_D), content, HEAD_DIM, BLOCK_D)
+            score = shift(lower_score, upper_score, step, BLOCK_N, AXIS=0)  # [N, M]
+            if RELATIVE:
+                relative_q = make_rows(q_ptrs, live, v_relative_ptr + head * HEAD_DIM, HEAD_DIM, BLOCK_D)
+                score += products(r, relative_q, HEAD_DIM, BLOCK_D)
+            score *= scale
+            lower_v = entry_pointers(values, user, lower, BLOCK_N, in_lower, PAGE_SIZE)
+            upper_v = entry_pointers(values, user, upper, BLOCK_N, in_upper, PAGE_SIZE)
+            lower_dp = products(make_rows(lower_v, in_lower, None, HEAD_DIM, BLOCK_D), grad_out, HEAD_DIM, BLOCK_D)
+            upper_dp = products(make_rows(upper_v, in_upper, None, HEAD_DIM, BLOCK_D), grad_out, HEAD_DIM, BLOCK_D)
+            grad_weight = shift(lower_dp, upper_dp, step, BLOCK_N, AXIS=0)
             place = (first_position + step)[None, :] - distance[:, None]  # [N, M]
             visible = (place >= 0) & (place < newest) & (distance < window)[:, None] & live[None, :]
-            if RELATIVE:
-                score += tl.dot(r, tl.trans(relative_q), input_precision="tf32x3")
-            score *= scale
             if position_ptr is not None:
                 every = tl.broadcast_to(distance[:, None], [BLOCK_N, BLOCK_N])
                 score = add_bias(score, every, positions_table)[0]
@@ -192,9 +187,11 @@ def distance_gradient_kernel(
                 score = add_bias(score, seconds[None, :] - key_seconds, time_table)[0]
             slope = weight_and_slope(score, lse2[None, :], visible, inverse_window, SILU)[1]
             grad_score = slope * (grad_weight - delta[None, :])
-            by_distance += tl.sum(grad_score, axis=1)
+            if by_distance_ptr is not None:
+                by_distance += tl.sum(grad_score, axis=1)
             if RELATIVE:
-                grad_r = tl.dot(grad_score.to(q.dtype), relative_q, grad_r, input_precision="tf32x3")
+                whole_q = whole(relative_q, HEAD_DIM, BLOCK_D)
+                grad_r = tl.dot(grad_score.to(dtype), whole_q, grad_r, input_precision="tf32x3")
 
     part = tl.program_id(2).to(tl.int64)
     to = (part * num_distances + distance) * num_heads + head
@@ -203,14 +200,3 @@ def distance_gradient_kernel(
         tl.store(by_distance_ptr + to, by_distance, mask=known)
     if RELATIVE:
         tl.store(grad_r_ptr + to[:, None] * HEAD_DIM + dim[None, :], grad_r * scale, mask=known[:, None])
-        grad_v_relative = tl.sum(by_distance[:, None] * r.to(tl.float32), axis=0)
-        to_v = ((part * tl.num_programs(0) + tl.program_id(0)) * num_heads + head) * HEAD_DIM
-        tl.store(grad_v_relative_ptr + to_v + dim, grad_v_relative * scale)
-
-
-@triton.jit
-def _products(entries, user, first, held, rows, PAGE_SIZE: tl.constexpr, BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr):
-    """[N, M] products of the N keys (or values) from position `first` on with M rows."""
-    pointers = entry_pointers(entries, user, first, BLOCK_N, held, PAGE_SIZE)
-    entry = tl.load(pointers[:, None] + tl.arange(0, HEAD_DIM)[None, :], mask=held[:, None], other=0.0)
-    return tl.dot(entry, tl.trans(rows), input_precision="tf32x3")

@@ -2,9 +2,10 @@
 
     dv_j = sum_i w_ij dout_i            dk_j = scale sum_i ds_ij (q_i + u)
 
-summed over the queries that see key j and over the query heads of its group; w, ds as in `attention_backward_query`, delta from
-`attention_backward_rows`, which has written dk and dv of targets. Scores are held key by query, so that both sums are products
-without a transposition. A program has BLOCK_N keys of one user and kv head: new events, and memory's if they have gradients.
+summed over the queries that see key j and over the query heads of its group; w, ds as in `attention_backward_query`,
+delta from `attention_backward_rows`, which has written dk and dv of targets. Scores are held key by query, so that
+both sums are products without a transposition. A program has BLOCK_N keys of one user and kv head: new events, and
+memory's if they have gradients.
 """
 
 import triton
@@ -12,15 +13,18 @@ import triton.language as tl
 
 from longrec.kernels.attention_backward_tiles import (
     Entries,
-    RelativeRows,
+    Relative,
     add_bias,
     entry_pointers,
     find_user,
-    load_relative,
     load_user,
+    make_rows,
+    products,
+    relative_rows,
     row_pointers,
     shift,
     weight_and_slope,
+    whole,
 )
 from longrec.kernels.attention_tiles import Table
 
@@ -83,7 +87,9 @@ def key_gradient_kernel(
     TIME_BITS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,  # dimensions at a time, see `products`
 ):
+    dtype: tl.constexpr = q_ptr.dtype.element_ty
     MEMORY_GRADIENT: tl.constexpr = grad_k_listed_ptr is not None
     counted_pages = page_indptr_ptr if MEMORY_GRADIENT else None
     tile = tl.program_id(0)
@@ -108,10 +114,8 @@ def key_gradient_kernel(
     line = tl.arange(0, BLOCK_M)
     place = begin + tl.arange(0, BLOCK_N)
     held = place < end
-    k_ptrs = entry_pointers(keys, user, begin, BLOCK_N, held, PAGE_SIZE)[:, None] + dim[None, :]
-    v_ptrs = entry_pointers(values, user, begin, BLOCK_N, held, PAGE_SIZE)[:, None] + dim[None, :]
-    k = tl.load(k_ptrs, mask=held[:, None], other=0.0)  # [N, D]
-    v = tl.load(v_ptrs, mask=held[:, None], other=0.0)
+    k = make_rows(entry_pointers(keys, user, begin, BLOCK_N, held, PAGE_SIZE), held, None, HEAD_DIM, BLOCK_D)
+    v = make_rows(entry_pointers(values, user, begin, BLOCK_N, held, PAGE_SIZE), held, None, HEAD_DIM, BLOCK_D)
     key_seconds = place
     if time_ptr is not None:
         key_seconds = tl.load(entry_pointers(times, user, begin, BLOCK_N, held, PAGE_SIZE), mask=held, other=0)
@@ -138,29 +142,25 @@ def key_gradient_kernel(
         first_position = user.past + tl.where(to_targets, user.events, first)
         step = tl.where(to_targets, 0, line)
         first_row = user.first_row + first
-        q_ptrs = row_pointers(q_ptr + head.to(tl.int64) * stride_qh, first_row, line, stride_qt)[:, None] + dim[None, :]
-        q = tl.load(q_ptrs, mask=live[:, None], other=0.0)  # [M, D]
         at = first_row * num_heads + head  # of the tile's first row, in [T, Hq]
         lines = line * num_heads
-        do_ptrs = grad_out_ptr + at * HEAD_DIM + lines[:, None] * HEAD_DIM + dim[None, :]
-        grad_out = tl.load(do_ptrs, mask=live[:, None], other=0.0)
+        q_ptrs = row_pointers(q_ptr + head.to(tl.int64) * stride_qh, first_row, line, stride_qt)
+        u = None if u_ptr is None else u_ptr + head * HEAD_DIM
+        content = make_rows(q_ptrs, live, u, HEAD_DIM, BLOCK_D)
+        grad_out = make_rows(grad_out_ptr + at * HEAD_DIM + lines * HEAD_DIM, live, None, HEAD_DIM, BLOCK_D)
         lse2 = tl.load(lse2_ptr + at + lines, mask=live, other=0.0)
         distance = (first_position + step)[None, :] - place[:, None]  # [N, M]
         visible = (distance >= 0) & (distance < window) & held[:, None] & live[None, :]
 
-        content = q
+        score = products(k, content, HEAD_DIM, BLOCK_D)  # [N, M]
         if r_ptr is not None:
-            u = tl.load(u_ptr + head * HEAD_DIM + dim).to(tl.float32)
-            content = (q.to(tl.float32) + u[None, :]).to(q.dtype)
-        score = tl.dot(k, tl.trans(content), input_precision="tf32x3")
-        if r_ptr is not None:
-            relative = RelativeRows(r_ptr + head.to(tl.int64) * stride_rh, stride_rr, num_relative)
-            v_relative = tl.load(v_relative_ptr + head * HEAD_DIM + dim).to(tl.float32)
-            relative_q = (q.to(tl.float32) + v_relative[None, :]).to(q.dtype)
+            relative_q = make_rows(q_ptrs, live, v_relative_ptr + head * HEAD_DIM, HEAD_DIM, BLOCK_D)
+            relative = Relative(r_ptr + head.to(tl.int64) * stride_rh, stride_rr, num_relative)
             nearest = first_position - begin - BLOCK_N + 1
-            lower = _scores_of_distances(relative_q, relative, nearest, BLOCK_N, HEAD_DIM)  # [N, M]
-            upper = _scores_of_distances(relative_q, relative, nearest + BLOCK_N, BLOCK_N, HEAD_DIM)
-            score += shift(lower, upper, step, BLOCK_N, AXIS=0)
+            lower_r = relative_rows(relative, nearest, BLOCK_N, HEAD_DIM, BLOCK_D)
+            upper_r = relative_rows(relative, nearest + BLOCK_N, BLOCK_N, HEAD_DIM, BLOCK_D)
+            lower = products(lower_r, relative_q, HEAD_DIM, BLOCK_D)
+            score += shift(lower, products(upper_r, relative_q, HEAD_DIM, BLOCK_D), step, BLOCK_N, AXIS=0)
         score *= scale
         if position_ptr is not None:
             table = Table(position_ptr + head * position_buckets, position_buckets, POSITION_BITS)
@@ -170,11 +170,13 @@ def key_gradient_kernel(
             seconds = tl.load(query_seconds_ptr + first_row + line, mask=live, other=0)
             score = add_bias(score, seconds[None, :] - key_seconds[:, None], table)[0]
         weight, slope = weight_and_slope(score, lse2[None, :], visible, inverse_window, SILU)
-        grad_v = tl.dot(weight.to(q.dtype), grad_out, grad_v, input_precision="tf32x3")
-        grad_weight = tl.dot(v, tl.trans(grad_out), input_precision="tf32x3")
+        whole_grad_out = whole(grad_out, HEAD_DIM, BLOCK_D)
+        grad_v = tl.dot(weight.to(dtype), whole_grad_out, grad_v, input_precision="tf32x3")
+        grad_weight = products(v, grad_out, HEAD_DIM, BLOCK_D)
         if not SILU:
             grad_weight -= tl.load(delta_ptr + at + lines, mask=live, other=0.0)[None, :]
-        grad_k = tl.dot((slope * grad_weight).to(q.dtype), content, grad_k, input_precision="tf32x3")
+        grad_score = (slope * grad_weight).to(dtype)
+        grad_k = tl.dot(grad_score, whole(content, HEAD_DIM, BLOCK_D), grad_k, input_precision="tf32x3")
 
     to_k = grad_k_ptr + kv_head * HEAD_DIM
     to_v = grad_v_ptr + kv_head * HEAD_DIM
@@ -191,10 +193,3 @@ def key_gradient_kernel(
         old = (held & (place < user.past))[:, None]
         tl.store(grad_k_listed_ptr + to_pages, grad_k.to(grad_k_listed_ptr.dtype.element_ty), mask=old)
         tl.store(grad_v_listed_ptr + to_pages, grad_v.to(grad_v_listed_ptr.dtype.element_ty), mask=old)
-
-
-@triton.jit
-def _scores_of_distances(relative_q, relative, first_distance, BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr):
-    """r[d] . (q + v) for the N distances d from `first_distance` on: [N, M]."""
-    r = load_relative(relative, first_distance, BLOCK_N, HEAD_DIM)
-    return tl.dot(r, tl.trans(relative_q), input_precision="tf32x3")

@@ -5,21 +5,30 @@ Plain Python over shapes; device code is in the `attention_backward_*` kernels' 
 
 from typing import NamedTuple
 
-from longrec.kernels.attention_plan import Tile
-
-__all__ = ["BackwardPlan", "plan_backward", "sum_parts"]
+__all__ = ["BackwardPlan", "BackwardTile", "plan_backward", "sum_parts"]
 
 PROGRAMS = 1024  # of the distance kernel: a few for each multiprocessor of any device
 MAX_PARTS = 64
 
 
-class BackwardPlan(NamedTuple):
-    """Tiles of the four kernels. `rows` has only a block_m; the two sides of the distance kernel's are `distance.block_n`."""
+class BackwardTile(NamedTuple):
+    """Shape of a program's tile: queries, keys (or distances), dimensions at a time; and how it is launched."""
 
-    rows: Tile
-    query: Tile
-    key: Tile
-    distance: Tile
+    block_m: int
+    block_n: int
+    block_d: int
+    num_warps: int
+    num_stages: int
+
+
+class BackwardPlan(NamedTuple):
+    """Tiles of the four kernels. `rows` has only a block_m; the two sides of the distance kernel's are
+    `distance.block_n`."""
+
+    rows: BackwardTile
+    query: BackwardTile
+    key: BackwardTile
+    distance: BackwardTile
 
 
 def plan_backward(target: int, head_dim: int, itemsize: int, relative: bool, biased: bool) -> BackwardPlan:
@@ -32,10 +41,11 @@ def plan_backward(target: int, head_dim: int, itemsize: int, relative: bool, bia
         relative: Transformer-XL's terms, which hold another tile of scores, and need block_m <= block_n.
         biased: with a position or time table.
     """
-    tile = Tile(32, 32, 4, 2)
-    return BackwardPlan(Tile(32, 32, 4, 2), tile, tile, tile)
+    tile = BackwardTile(32, 32, head_dim, 4, 2)
+    return BackwardPlan(BackwardTile(32, 32, head_dim, 4, 2), tile, tile, tile)
 
 
 def sum_parts(programs: int, num_tiles: int) -> int:
-    """Parts of the query tiles that the distance kernel sums apart: enough programs, but little to add up afterwards."""
+    """Parts of the query tiles that the distance kernel sums apart: enough programs, but little to add up
+    afterwards."""
     return max(1, min(-(-PROGRAMS // programs), num_tiles, MAX_PARTS))

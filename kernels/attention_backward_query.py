@@ -1,11 +1,12 @@
 """The kernel of `segment_attention`'s backward that stays with a tile of queries: dq, and sums over its keys.
 
     ds_ij = slope_ij (dp_ij - delta_i)        dp_ij = dout_i . v_j        slope = p, or d(silu(s) / window) / ds
-    dq_i  = scale sum_j ds_ij (k_j + r_{i-j})        du = scale sum_ij ds_ij k_j        dtable[b] = sum_{ij in b} ds_ij
+    dq_i  = scale sum_j ds_ij (k_j + r_{i-j})        du, dv = the same two terms, summed over i        dtable[b] =
+    sum_{ij in b} ds_ij
 
-(Dao, FlashAttention-2, 2023, algorithm 2; delta from `attention_backward_rows`; du and the time table without targets' pairs
-with themselves.) A program takes BLOCK_M queries of one user and head over the
-keys they see. du and the time table are sums over programs: each writes its own part, so that no two runs differ in a bit.
+(Dao, FlashAttention-2, 2023, algorithm 2; delta from `attention_backward_rows`; the table without targets' pairs with
+themselves.) A program takes BLOCK_M queries of one user and head over the keys they see. du, dv and the time table are
+sums over programs: each writes its own part, so that no two runs differ in a bit.
 """
 
 import triton
@@ -13,16 +14,19 @@ import triton.language as tl
 
 from longrec.kernels.attention_backward_tiles import (
     Entries,
-    RelativeRows,
+    Relative,
     add_bias,
     entry_pointers,
     find_user,
-    load_relative,
     load_user,
+    make_rows,
+    products,
     query_tile,
+    relative_rows,
     row_pointers,
     shift,
     weight_and_slope,
+    whole,
 )
 from longrec.kernels.attention_tiles import Table
 
@@ -56,6 +60,7 @@ def query_gradient_kernel(
     grad_own_ptr,  # [T, Hq] float32, of targets; or None
     grad_q_ptr,  # [T, Hq, D], written
     grad_u_ptr,  # [tiles, Hq, D] float32, written; or None
+    grad_v_relative_ptr,  # [tiles, Hq, D] float32, written; or None
     grad_time_ptr,  # [tiles, Hq, TIME_LANES] float32, written; or None
     cu_seqlens_ptr,  # [B + 1]
     num_targets_ptr,  # [B], or None
@@ -103,8 +108,10 @@ def query_gradient_kernel(
     KINDS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,  # dimensions at a time, see `products`
 ):
     RELATIVE: tl.constexpr = r_ptr is not None
+    dtype: tl.constexpr = q_ptr.dtype.element_ty
     tile = tl.program_id(0)
     head = tl.program_id(1)
     num_heads = tl.num_programs(1)
@@ -121,12 +128,11 @@ def query_gradient_kernel(
     position = first_position + step
     dim = tl.arange(0, HEAD_DIM)
     first_row = user.first_row + first
-    q_ptrs = row_pointers(q_ptr + head.to(tl.int64) * stride_qh, first_row, line, stride_qt)[:, None] + dim[None, :]
-    q = tl.load(q_ptrs, mask=live[:, None], other=0.0)  # [M, D]
+    q_ptrs = row_pointers(q_ptr + head.to(tl.int64) * stride_qh, first_row, line, stride_qt)
     at = first_row * num_heads + head  # of the tile's first row, in [T, Hq]
     lines = line * num_heads
     dense = lines[:, None] * HEAD_DIM + dim[None, :]
-    grad_out = tl.load(grad_out_ptr + at * HEAD_DIM + dense, mask=live[:, None], other=0.0)  # [M, D]
+    grad_out = make_rows(grad_out_ptr + at * HEAD_DIM + lines * HEAD_DIM, live, None, HEAD_DIM, BLOCK_D)
     lse2 = tl.load(lse2_ptr + at + lines, mask=live, other=0.0)
     delta = tl.zeros([BLOCK_M], tl.float32)
     if not SILU:
@@ -148,41 +154,39 @@ def query_gradient_kernel(
         seconds = tl.load(query_seconds_ptr + first_row + line, mask=live, other=0)
         totals = tl.zeros([TIME_LANES], tl.float32)
 
-    content = q
+    content = make_rows(q_ptrs, live, None if u_ptr is None else u_ptr + head * HEAD_DIM, HEAD_DIM, BLOCK_D)
     begin = tl.maximum(first_position - window + 1, 0)
     end = user.past + tl.where(is_target, user.events, tl.minimum(limit, first + BLOCK_M))
     if RELATIVE:
-        content = (q.to(tl.float32) + tl.load(u_ptr + head * HEAD_DIM + dim).to(tl.float32)[None, :]).to(q.dtype)
-        relative_q = (q.to(tl.float32) + tl.load(v_relative_ptr + head * HEAD_DIM + dim).to(tl.float32)[None, :]).to(
-            q.dtype
-        )
-        relative = RelativeRows(r_ptr + head.to(tl.int64) * stride_rh, stride_rr, num_relative)
-        r = load_relative(relative, first_position - begin + 1, BLOCK_N, HEAD_DIM)
-        upper = tl.dot(relative_q, tl.trans(r), input_precision="tf32x3")  # [M, N]
-        above = tl.zeros([BLOCK_M, BLOCK_N], q.dtype)  # the last tile's ds, by distance
-        grad_u = tl.zeros([HEAD_DIM], tl.float32)
+        relative_q = make_rows(q_ptrs, live, v_relative_ptr + head * HEAD_DIM, HEAD_DIM, BLOCK_D)
+        relative = Relative(r_ptr + head.to(tl.int64) * stride_rh, stride_rr, num_relative)
+        r = relative_rows(relative, first_position - begin + 1, BLOCK_N, HEAD_DIM, BLOCK_D)
+        upper = products(relative_q, r, HEAD_DIM, BLOCK_D)  # [M, N]
+        above = tl.zeros([BLOCK_M, BLOCK_N], dtype)  # the last tile's ds, by distance
+        grad_relative = tl.zeros([BLOCK_M, HEAD_DIM], tl.float32)  # the part of dq that comes by r
 
     grad_q = tl.zeros([BLOCK_M, HEAD_DIM], tl.float32)
-    if num_targets_ptr is not None and is_target:
-        own_ptrs = row_pointers(keys.new_ptr, first_row, line, stride_kt)[:, None] + dim[None, :]
-        own = tl.load(own_ptrs, mask=live[:, None], other=0.0).to(tl.float32)
-        if RELATIVE:
-            own += tl.load(relative.ptr + dim).to(tl.float32)[None, :]
-        grad_q += tl.load(grad_own_ptr + at + lines, mask=live, other=0.0)[:, None] * own
+    if num_targets_ptr is not None:  # noqa: SIM102 - the outer one is decided at compile time
+        if is_target:
+            own_ptrs = row_pointers(keys.new_ptr, first_row, line, stride_kt)[:, None] + dim[None, :]
+            own = tl.load(own_ptrs, mask=live[:, None], other=0.0).to(tl.float32)
+            grad_own = tl.load(grad_own_ptr + at + lines, mask=live, other=0.0)
+            grad_q += grad_own[:, None] * own
+            if RELATIVE:
+                grad_relative += grad_own[:, None] * tl.load(relative.ptr + dim).to(tl.float32)[None, :]
     for start in range(begin, end, BLOCK_N):
         place = start + tl.arange(0, BLOCK_N)
         held = place < end
-        k_ptrs = entry_pointers(keys, user, start, BLOCK_N, held, PAGE_SIZE)[:, None] + dim[None, :]
-        v_ptrs = entry_pointers(values, user, start, BLOCK_N, held, PAGE_SIZE)[:, None] + dim[None, :]
-        k = tl.load(k_ptrs, mask=held[:, None], other=0.0)  # [N, D]
-        v = tl.load(v_ptrs, mask=held[:, None], other=0.0)
+        k_ptrs = entry_pointers(keys, user, start, BLOCK_N, held, PAGE_SIZE)
+        k = make_rows(k_ptrs, held, None, HEAD_DIM, BLOCK_D)
+        v = make_rows(entry_pointers(values, user, start, BLOCK_N, held, PAGE_SIZE), held, None, HEAD_DIM, BLOCK_D)
         distance = position[:, None] - place[None, :]  # [M, N]
         visible = (distance >= 0) & (distance < window) & held[None, :] & live[:, None]
 
-        score = tl.dot(content, tl.trans(k), input_precision="tf32x3")
+        score = products(content, k, HEAD_DIM, BLOCK_D)
         if RELATIVE:
-            r = load_relative(relative, first_position - start - BLOCK_N + 1, BLOCK_N, HEAD_DIM)
-            lower = tl.dot(relative_q, tl.trans(r), input_precision="tf32x3")
+            r = relative_rows(relative, first_position - start - BLOCK_N + 1, BLOCK_N, HEAD_DIM, BLOCK_D)
+            lower = products(relative_q, r, HEAD_DIM, BLOCK_D)
             score += shift(lower, upper, step, BLOCK_N, AXIS=1)
             upper = lower
         score *= scale
@@ -194,29 +198,32 @@ def query_gradient_kernel(
             key_seconds = tl.load(time_ptrs, mask=held, other=0)
             score, bucket = add_bias(score, seconds[:, None] - key_seconds[None, :], time_table)
         slope = weight_and_slope(score, lse2[:, None], visible, inverse_window, SILU)[1]
-        grad_score = slope * (tl.dot(grad_out, tl.trans(v), input_precision="tf32x3") - delta[:, None])
+        grad_score = slope * (products(grad_out, v, HEAD_DIM, BLOCK_D) - delta[:, None])
 
         if time_ptr is not None:
             totals = _add_to_buckets(totals, grad_score, bucket, visible, TIME_LANES)
-        grad_q = tl.dot(grad_score.to(k.dtype), k, grad_q, input_precision="tf32x3")
+        grad_q = tl.dot(grad_score.to(dtype), whole(k, HEAD_DIM, BLOCK_D), grad_q, input_precision="tf32x3")
         if RELATIVE:
-            grad_u += tl.sum(tl.sum(grad_score, axis=0)[:, None] * k.to(tl.float32), axis=0)
-            # the distances from first_position - start + 1 on: this tile's and the last one's keys share them, no query both
-            by_distance = shift(grad_score, grad_score, step, BLOCK_N, AXIS=1).to(q.dtype)
+            # the distances from first_position - start + 1 on: this tile's and the last one's keys share them, no
+            # query both
+            by_distance = shift(grad_score, grad_score, step, BLOCK_N, AXIS=1).to(dtype)
             both = tl.where(tl.arange(0, BLOCK_N)[None, :] < step[:, None], by_distance, above)
-            r = load_relative(relative, first_position - start + 1, BLOCK_N, HEAD_DIM)
-            grad_q = tl.dot(both, r, grad_q, input_precision="tf32x3")
+            r = relative_rows(relative, first_position - start + 1, BLOCK_N, HEAD_DIM, HEAD_DIM)
+            grad_relative = tl.dot(both, r.tile, grad_relative, input_precision="tf32x3")
             above = by_distance
 
     if RELATIVE:
         last = begin + tl.cdiv(tl.maximum(end - begin, 0), BLOCK_N) * BLOCK_N
         both = tl.where(tl.arange(0, BLOCK_N)[None, :] < step[:, None], tl.zeros_like(above), above)
-        r = load_relative(relative, first_position - last + 1, BLOCK_N, HEAD_DIM)
-        grad_q = tl.dot(both, r, grad_q, input_precision="tf32x3")
+        r = relative_rows(relative, first_position - last + 1, BLOCK_N, HEAD_DIM, HEAD_DIM)
+        grad_relative = tl.dot(both, r.tile, grad_relative, input_precision="tf32x3")
 
-    tl.store(grad_q_ptr + at * HEAD_DIM + dense, (grad_q * scale).to(grad_q_ptr.dtype.element_ty), mask=live[:, None])
     part = tile.to(tl.int64) * num_heads + head
     if RELATIVE:
-        tl.store(grad_u_ptr + part * HEAD_DIM + dim, grad_u * scale)
+        tl.store(grad_u_ptr + part * HEAD_DIM + dim, tl.sum(grad_q, axis=0) * scale)
+        tl.store(grad_v_relative_ptr + part * HEAD_DIM + dim, tl.sum(grad_relative, axis=0) * scale)
+        grad_q += grad_relative
     if time_ptr is not None:
         tl.store(grad_time_ptr + part * TIME_LANES + tl.arange(0, TIME_LANES), totals)
+    grad_q_ptrs = grad_q_ptr + at * HEAD_DIM + dense
+    tl.store(grad_q_ptrs, (grad_q * scale).to(grad_q_ptr.dtype.element_ty), mask=live[:, None])

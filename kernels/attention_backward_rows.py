@@ -1,9 +1,10 @@
-"""The kernel of `segment_attention`'s backward that runs first, row by row: delta, and all of a target's pair with itself.
+"""The kernel of `segment_attention`'s backward that runs first, row by row: delta, and all of a target's pair with
+itself.
 
     delta_i = dout_i . out_i - log2(e) dlse2_i
 
-(Dao, FlashAttention-2, 2023, section 3.1.2), 0 for SiLU, which has no sum to divide by. A target is a key of its own row alone,
-so that its dk and dv are finished here; the gradient of its score is left for the sums that it belongs to.
+(Dao, FlashAttention-2, 2023, section 3.1.2), 0 for SiLU, which has no sum to divide by. A target is a key of its own
+row alone, so that its dk and dv are finished here; the gradient of its score is left for the sums that it belongs to.
 """
 
 import triton

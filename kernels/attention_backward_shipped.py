@@ -1,7 +1,7 @@
 """Every configuration of `segment_attention`'s backward that is compiled and checked before it ships.
 
-Four sets of features for each dtype, head_dim and target; what a call asks for lies between the least and the most of them,
-with fewer or as many registers.
+Four sets of features for each dtype, head_dim and target; what a call asks for lies between the least and the most of
+them, with fewer or as many registers.
 """
 
 from collections.abc import Iterator, Mapping
@@ -9,10 +9,10 @@ from typing import Any
 
 from longrec.kernels.attention_backward_distance import distance_gradient_kernel
 from longrec.kernels.attention_backward_key import key_gradient_kernel
-from longrec.kernels.attention_backward_plan import plan_backward
+from longrec.kernels.attention_backward_plan import BackwardTile, plan_backward
 from longrec.kernels.attention_backward_query import query_gradient_kernel
 from longrec.kernels.attention_backward_rows import row_gradient_kernel
-from longrec.kernels.attention_plan import Tile
+from longrec.kernels.segment_attention import MAX_REGISTERS
 from longrec.kernels.shipped import Shipped
 
 __all__ = ["shipped"]
@@ -84,7 +84,7 @@ def shipped(target: int) -> Iterator[Shipped]:
                         yield configuration(part, tile, target, dtype, head_dim, variant)
 
 
-def configuration(part: str, tile: Tile, target: int, dtype: str, head_dim: int, variant: str) -> Shipped:
+def configuration(part: str, tile: BackwardTile, target: int, dtype: str, head_dim: int, variant: str) -> Shipped:
     """One of the four kernels, compiled for one set of features."""
     features, kernel = VARIANTS[variant], KERNELS[part]
     values: dict[str, Any] = {
@@ -98,6 +98,7 @@ def configuration(part: str, tile: Tile, target: int, dtype: str, head_dim: int,
         "KINDS": 2 if "targets" in features else 1,
         "BLOCK_M": tile.block_m,
         "BLOCK_N": tile.block_n,
+        "BLOCK_D": tile.block_d,
     }
     signature: dict[str, str] = {}
     constexprs: dict[str, Any] = {}
@@ -125,6 +126,7 @@ def configuration(part: str, tile: Tile, target: int, dtype: str, head_dim: int,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
         expects=expects,
+        maxnreg=MAX_REGISTERS,
         divisible=tuple(name for name in signature if name.startswith("stride_")),
         subset=(dtype, head_dim) == ("bf16", 64) and variant != "all",
     )

@@ -1,11 +1,13 @@
-"""What the kernels of `segment_attention`'s backward share: whose a tile is, where a key lies, what its weight's slope is.
+"""What the kernels of `segment_attention`'s backward share: whose a tile is, where a key lies, what its weight's slope
+is.
 
-Device functions only; no kernel and no launch. Names: M queries and N keys (or distances) of a tile, D head_dim. A position
-counts a user's events from 0 through memory and new events; every target stands at the position after the last event.
+Device functions only; no kernel and no launch. Names: M queries and N keys (or distances) of a tile, D head_dim. A
+position counts a user's events from 0 through memory and new events; every target stands at the position after the
+last event.
 
-Tiles are numbered on the host's side, which knows upper bounds and never lengths: user b's begin at
-tokens_before(b) // BLOCK + KINDS * b, which leaves room for a part-full tile of each kind (events; targets), so that a
-tile's user is the last one that begins at or before it.
+Tiles are numbered on the host's side, which knows upper bounds and never lengths: user b's begin at tokens_before(b)
+// BLOCK + KINDS * b, which leaves room for a part-full tile of each kind (events; targets), so that a tile's user is
+the last one that begins at or before it.
 """
 
 from typing import Any, NamedTuple
@@ -17,18 +19,22 @@ from longrec.kernels.attention_tiles import LOG2_E, bucket_of
 
 __all__ = [
     "Entries",
-    "RelativeRows",
+    "Relative",
+    "Rows",
     "User",
     "add_bias",
     "entry_pointers",
     "find_user",
-    "load_relative",
     "load_user",
+    "make_rows",
+    "products",
     "query_tile",
+    "relative_rows",
     "row_pointers",
     "shift",
     "tile_start",
     "weight_and_slope",
+    "whole",
 ]
 
 USERS_A_STEP = tl.constexpr(128)
@@ -61,7 +67,22 @@ class Entries(NamedTuple):
     stride_place: Any
 
 
-class RelativeRows(NamedTuple):
+class Rows(NamedTuple):
+    """N rows of D of queries, keys, values, gradients or relative terms.
+
+    Args:
+        tile: [N, D], or None where only some dimensions are to be loaded at a time.
+        pointers, live: [N]; rows that aren't live are 0.
+        added_ptr: [D], what each row has added (u or v); None: nothing.
+    """
+
+    tile: Any
+    pointers: Any
+    live: Any
+    added_ptr: Any
+
+
+class Relative(NamedTuple):
     """Transformer-XL's r of one head: a pointer to distance 0, the stride of distances, and their count."""
 
     ptr: Any
@@ -137,7 +158,8 @@ def query_tile(number, user, BLOCK: tl.constexpr):
 
 @triton.jit
 def entry_pointers(entries, user, first, BLOCK: tl.constexpr, live, PAGE_SIZE: tl.constexpr):
-    """[N] pointers to the entries at positions `first` + 0..N-1; where not `live`, pointers that mustn't be followed."""
+    """[N] pointers to the entries at positions `first` + 0..N-1; where not `live`, pointers that mustn't be
+    followed."""
     line = tl.arange(0, BLOCK)
     pointers = row_pointers(entries.new_ptr, user.first_row + (first - user.past), line, entries.stride_row)
     if entries.pages_ptr is not None:
@@ -151,18 +173,64 @@ def entry_pointers(entries, user, first, BLOCK: tl.constexpr, live, PAGE_SIZE: t
 
 @triton.jit
 def row_pointers(ptr, first_row, line, stride):
-    """[N] pointers to rows `first_row` (int64) + `line`; 64 bits for the tile's base alone, since vectors of them are dear."""
+    """[N] pointers to rows `first_row` (int64) + `line`; 64 bits for the tile's base alone, since vectors of them are
+    dear."""
     return (ptr + first_row * stride) + line * stride
 
 
 @triton.jit
-def load_relative(relative, first_distance, BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr):
-    """r of the N distances from `first_distance` on: [N, D]; 0 where there is no such distance."""
+def make_rows(pointers, live, added_ptr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+    """`Rows` at `pointers` [N] where `live`, loaded at once if BLOCK_D is all of HEAD_DIM."""
+    rows = Rows(None, pointers, live, added_ptr)
+    if BLOCK_D == HEAD_DIM:
+        rows = Rows(_load(rows, 0, HEAD_DIM), pointers, live, added_ptr)
+    return rows
+
+
+@triton.jit
+def whole(rows, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+    """All dimensions of `rows`: [N, D]."""
+    if BLOCK_D == HEAD_DIM:
+        tile = rows.tile
+    else:
+        tile = _load(rows, 0, HEAD_DIM)
+    return tile
+
+
+@triton.jit
+def products(a, b, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+    """[A, B] float32 inner products of two `Rows`.
+
+    BLOCK_D dimensions at a time, read again for each pair of tiles: rows that stay with a program would otherwise be
+    kept in registers as operands, of which wide heads, float32 and relative terms leave too few.
+    """
+    if BLOCK_D == HEAD_DIM:
+        out = tl.dot(a.tile, tl.trans(b.tile), input_precision="tf32x3")
+    else:
+        out = tl.zeros([a.pointers.shape[0], b.pointers.shape[0]], tl.float32)
+        for first_dim in range(0, HEAD_DIM, BLOCK_D):
+            a_part = _load(a, first_dim, BLOCK_D)
+            out = tl.dot(a_part, tl.trans(_load(b, first_dim, BLOCK_D)), out, input_precision="tf32x3")
+    return out
+
+
+@triton.jit
+def _load(rows, first_dim, BLOCK_D: tl.constexpr):
+    """[N, BLOCK_D] in the rows' dtype."""
+    dim = first_dim + tl.arange(0, BLOCK_D)
+    tile = tl.load(rows.pointers[:, None] + dim[None, :], mask=rows.live[:, None], other=0.0)
+    if rows.added_ptr is not None:
+        tile = (tile.to(tl.float32) + tl.load(rows.added_ptr + dim).to(tl.float32)[None, :]).to(tile.dtype)
+    return tile
+
+
+@triton.jit
+def relative_rows(relative, first_distance, BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+    """r of the N distances from `first_distance` on; 0 where there is no such distance."""
     line = tl.arange(0, BLOCK_N)
     distance = first_distance + line
-    held = (distance >= 0) & (distance < relative.count)
     pointers = row_pointers(relative.ptr, first_distance.to(tl.int64), line, relative.stride)
-    return tl.load(pointers[:, None] + tl.arange(0, HEAD_DIM)[None, :], mask=held[:, None], other=0.0)
+    return make_rows(pointers, (distance >= 0) & (distance < relative.count), None, HEAD_DIM, BLOCK_D)
 
 
 @triton.jit

@@ -32,6 +32,9 @@ __all__ = [
 ]
 
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+MAX_REGISTERS = (
+    255  # said, since ptxas otherwise spills a little where that lets another program onto the multiprocessor
+)
 NUM_STAGES = 2  # of the feed-forward's weights; keys and values have a depth of their own
 BLOCKS_B = (8, 4, 1)
 
@@ -45,6 +48,8 @@ class Tile(NamedTuple):
         block_f: columns of the feed-forward at a time.
         key_stages: depth of the copies of keys and values.
         num_warps: of a program.
+        max_registers: of a thread; said for 4 warps, since ptxas otherwise spills a little where that lets one program
+            more onto a multiprocessor.
     """
 
     block_b: int
@@ -52,19 +57,26 @@ class Tile(NamedTuple):
     block_f: int
     key_stages: int
     num_warps: int
+    max_registers: int | None
 
 
 def choose_tile(block_b: int, dim: int, group: int, head_dim: int, item_bytes: int) -> Tile:
     """The tile of a launch, the same on every target.
 
     A program's running sums, BLOCK_B x G x BLOCK_N x D, take 8 registers of a thread, or 16 where one narrow user
-    leaves room; twice as many, or 4 warps for a width of 128, and ptxas spills: tiles of weights need the rest.
+    leaves room. With twice as many, or 4 warps for a width of 128, ptxas spills: tiles of weights need the rest.
     """
-    narrow = dim <= 64
-    num_warps = 4 if narrow else 8
-    sums = 32 * num_warps * (16 if narrow and block_b == 1 and item_bytes < 4 else 8)
-    block_n = max(1, min(64, sums // (block_b * group * head_dim)))
-    return Tile(block_b, block_n, 32 if item_bytes == 4 else 64, 4 if block_b == 1 else 3, num_warps)
+    num_warps = 4 if dim <= 64 else 8
+    registers = 16 if block_b == 1 and dim <= 64 and item_bytes < 4 else 8
+    block_n = max(1, min(64, 32 * num_warps * registers // (block_b * group * head_dim)))
+    return Tile(
+        block_b=block_b,
+        block_n=block_n,
+        block_f=32 if item_bytes == 4 else 64,
+        key_stages=4 if block_b == 1 else 3,
+        num_warps=num_warps,
+        max_registers=255 if num_warps == 4 else None,
+    )
 
 
 def choose_block_b(num_users: int, multiprocessors: int) -> int:
@@ -298,8 +310,9 @@ def shipped(target: int) -> Iterator[Shipped]:
         **dict.fromkeys(("eps", "scale_log2"), "fp32"),
     }
     shapes = [(32, 1, 16), (64, 1, 32), (64, 2, 32), (128, 1, 64), (128, 2, 64), (128, 4, 32), (128, 8, 16)]
+    counts = {torch.bfloat16: len(shapes), torch.float16: 3, torch.float32: 1}  # of shapes that are compiled
     for dtype, name in TYPES.items():
-        for dim, group, head_dim in shapes if dtype == torch.bfloat16 else shapes[:3]:
+        for dim, group, head_dim in shapes[: counts[dtype]]:
             for block_b in BLOCKS_B:
                 tile = choose_tile(block_b, dim, group, head_dim, dtype.itemsize)
                 yield Shipped(
@@ -311,6 +324,7 @@ def shipped(target: int) -> Iterator[Shipped]:
                     constexprs=constexprs(tile, dim, group, head_dim, 32, 10_000.0),
                     num_warps=tile.num_warps,
                     num_stages=NUM_STAGES,
+                    maxnreg=tile.max_registers,
                     expects=("matrix", "async_copy"),
                     divisible=("hidden_dim", "k_page_stride", "v_page_stride"),
                     subset=dtype == torch.bfloat16 and (dim, group, block_b) in ((64, 1, 1), (64, 1, 4)),

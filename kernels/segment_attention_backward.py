@@ -1,10 +1,11 @@
-"""The gradients of `segment_attention` on a GPU: which kernels are launched on what, and the sums that they leave to the host.
+"""The gradients of `segment_attention` on a GPU: which kernels are launched on what, and the sums that they leave to
+the host.
 
-Weights are computed again from the scores and lse2 (Dao, FlashAttention-2, 2023, section 3.1.2), never stored. Four kernels,
-one file each, named by what a program stays with: `attention_backward_rows` (delta; dk and dv of targets),
-`attention_backward_query` (dq, du, the time table), `attention_backward_key` (dk, dv), `attention_backward_distance` (dr, dv
-of Transformer-XL, the position table). No atomics: every sum has a fixed order, so that two runs agree to the bit. Nothing
-here reads a length back from the device.
+Weights are computed again from the scores and lse2 (Dao, FlashAttention-2, 2023, section 3.1.2), never stored. Four
+kernels, one file each, named by what a program stays with: `attention_backward_rows` (delta; dk and dv of targets),
+`attention_backward_query` (dq, du, the time table), `attention_backward_key` (dk, dv), `attention_backward_distance`
+(dr, dv of Transformer-XL, the position table). No atomics: every sum has a fixed order, so that two runs agree to the
+bit. Nothing here reads a length back from the device.
 """
 
 from typing import Any, NamedTuple
@@ -15,10 +16,10 @@ import triton
 from longrec.errors import ArgumentError
 from longrec.kernels.attention_backward_distance import distance_gradient_kernel
 from longrec.kernels.attention_backward_key import key_gradient_kernel
-from longrec.kernels.attention_backward_plan import plan_backward, sum_parts
+from longrec.kernels.attention_backward_plan import BackwardTile, plan_backward, sum_parts
 from longrec.kernels.attention_backward_query import query_gradient_kernel
 from longrec.kernels.attention_backward_rows import row_gradient_kernel
-from longrec.kernels.attention_plan import Tile
+from longrec.kernels.segment_attention import MAX_REGISTERS
 from longrec.kernels.shipped import target_of
 from longrec.kernels.types import AttentionKind, PagedMemory, PositionBias, RelativeTerms, TimeBias, bucket_of
 
@@ -30,7 +31,8 @@ Arguments = dict[str, Any]
 
 
 class AttentionGradients(NamedTuple):
-    """Gradients of `segment_attention`'s tensors, each in its tensor's shape and dtype; None where there is no such tensor.
+    """Gradients of `segment_attention`'s tensors, each in its tensor's shape and dtype; None where there is no such
+    tensor.
 
     `k_pages` and `v_pages` are None too where memory enters without gradient.
     """
@@ -131,7 +133,7 @@ def segment_attention_backward(
     by_distance = _launch_distance(arguments, plan.distance)
     gradients = AttentionGradients(grad_q, grad_k, grad_v, *by_page)
     if relative is not None:
-        u, v_relative, r = _relative_gradients(by_query["grad_u_ptr"], by_distance, grad_own, q, k, relative, scale)
+        u, v_relative, r = _relative_gradients(by_query, by_distance["grad_r_ptr"], grad_own, q, relative, scale)
         gradients = gradients._replace(u=u, v_relative=v_relative, r=r)
     if position_bias is not None:
         sums = by_distance["by_distance_ptr"].sum(0)  # [distances, Hq]
@@ -226,21 +228,22 @@ def _tiles(arguments: Arguments, block: int) -> int:
     return len(arguments["q_ptr"]) // block + int(arguments["KINDS"]) * int(arguments["num_users"])
 
 
-def _launch(kernel: Any, grid: tuple[int, ...], arguments: Arguments, tile: Tile) -> None:
+def _launch(kernel: Any, grid: tuple[int, ...], arguments: Arguments, tile: BackwardTile) -> None:
     """Launch a kernel with those of `arguments` that it takes."""
-    arguments = arguments | {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n}
+    arguments = arguments | {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_D": tile.block_d}
     if 0 not in grid:
         taken = {name: arguments[name] for name in kernel.arg_names}
-        kernel[grid](**taken, num_warps=tile.num_warps, num_stages=tile.num_stages)
+        kernel[grid](**taken, num_warps=tile.num_warps, num_stages=tile.num_stages, maxnreg=MAX_REGISTERS)
 
 
-def _launch_query(arguments: Arguments, tile: Tile) -> Arguments:
-    """Write dq; returns the parts of du and of the time table."""
+def _launch_query(arguments: Arguments, tile: BackwardTile) -> Arguments:
+    """Write dq; returns the parts of du, of dv and of the time table."""
     q = arguments["q_ptr"]
     tiles, num_heads, head_dim = _tiles(arguments, tile.block_m), q.shape[1], q.shape[2]
     lanes = triton.next_power_of_2(max(arguments["time_buckets"], 1))
     parts = {  # zeros: some programs find nothing to do
         "grad_u_ptr": _zeros(arguments["r_ptr"], tiles, num_heads, head_dim),
+        "grad_v_relative_ptr": _zeros(arguments["r_ptr"], tiles, num_heads, head_dim),
         "grad_time_ptr": _zeros(arguments["time_ptr"], tiles, num_heads, lanes),
     }
     _launch(query_gradient_kernel, (tiles, num_heads), arguments | parts | {"TIME_LANES": lanes}, tile)
@@ -248,7 +251,7 @@ def _launch_query(arguments: Arguments, tile: Tile) -> Arguments:
 
 
 def _launch_key(
-    arguments: Arguments, tile: Tile, memory: PagedMemory | None
+    arguments: Arguments, tile: BackwardTile, memory: PagedMemory | None
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """Write dk and dv; returns the gradients of k_pages and v_pages, if `memory` is given.
 
@@ -271,8 +274,8 @@ def _launch_key(
     return k_pages, v_pages
 
 
-def _launch_distance(arguments: Arguments, tile: Tile) -> Arguments:
-    """Returns the parts of dr, dv and the sums by distance; nothing without relative terms and position table."""
+def _launch_distance(arguments: Arguments, tile: BackwardTile) -> Arguments:
+    """Returns the parts of dr and of the sums by distance; nothing without relative terms and position table."""
     relative, position = arguments["r_ptr"], arguments["position_ptr"]
     if relative is None and position is None:
         return {}
@@ -284,7 +287,6 @@ def _launch_distance(arguments: Arguments, tile: Tile) -> Arguments:
     parts = sum_parts(blocks * num_heads, tiles)
     outputs = {
         "grad_r_ptr": _zeros(relative, parts, distances, num_heads, head_dim),
-        "grad_v_relative_ptr": _zeros(relative, parts, blocks, num_heads, head_dim),
         "by_distance_ptr": _zeros(position, parts, distances, num_heads),
     }
     sizes = {"num_tiles": tiles, "num_distances": distances}
@@ -293,29 +295,25 @@ def _launch_distance(arguments: Arguments, tile: Tile) -> Arguments:
 
 
 def _relative_gradients(
-    grad_u: torch.Tensor,
-    by_distance: Arguments,
+    by_query: Arguments,
+    grad_r: torch.Tensor,
     grad_own: torch.Tensor | None,
     q: torch.Tensor,
-    k: torch.Tensor,
     relative: RelativeTerms,
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """du, dv and dr: the kernels' parts, and the pairs of targets with themselves, which stand at distance 0."""
-    u, v = grad_u.sum(0), by_distance["grad_v_relative_ptr"].flatten(0, 1).sum(0)  # [Hq, D]
+    """du, dv and dr: the kernels' parts, and in dr the pairs of targets with themselves, which stand at distance 0."""
+    u, v = by_query["grad_u_ptr"].sum(0), by_query["grad_v_relative_ptr"].sum(0)  # [Hq, D]
     r = torch.zeros(relative.r.shape, dtype=torch.float32, device=q.device)  # [R, Hq, D]
-    grad_r = by_distance["grad_r_ptr"].sum(0)
-    r[: len(grad_r)] = grad_r
+    r[: grad_r.shape[1]] = grad_r.sum(0)
     if grad_own is not None:
-        own = grad_own * scale  # [T, Hq]
-        u += torch.einsum("th,thd->hd", own, k.float().repeat_interleave(q.shape[1] // k.shape[1], 1))
-        v += own.sum(0)[:, None] * relative.r[0].float()
-        r[0] += torch.einsum("th,thd->hd", own, q.float() + relative.v.float())
+        r[0] += torch.einsum("th,thd->hd", grad_own * scale, q.float() + relative.v.float())
     return u.to(relative.u.dtype), v.to(relative.v.dtype), r.to(relative.r.dtype)
 
 
 def _by_bucket(values: torch.Tensor, distance: torch.Tensor, bias: PositionBias | TimeBias) -> torch.Tensor:
-    """Values [n, Hq] float32 summed by bucket of their distances [n]: [Hq, num_buckets]; see `_launch_key` on the order."""
+    """Values [n, Hq] float32 summed by bucket of their distances [n]: [Hq, num_buckets]; see `_launch_key` on the
+    order."""
     num_buckets = bias.table.shape[1]
     buckets = bucket_of(distance.clamp(min=0), bias.fraction_bits, num_buckets)
     table = values.new_zeros(num_buckets, values.shape[1])

@@ -28,9 +28,11 @@ from longrec.kernels.topk_kernels import best_kernel, brute_kernel, sample_kerne
 from longrec.kernels.topk_plan import (
     BRUTE_BLOCK,
     BRUTE_STEP,
+    BRUTE_WARPS,
     CHUNK,
     MAX_DIM,
     MAX_K,
+    SAMPLE_WARPS,
     TILE,
     TopkPlan,
     TopkTile,
@@ -148,7 +150,7 @@ def catalogue_topk_triton(
             GROUPS=plan.groups,
             TILES=plan.tiles,
             PRECISION=tile.precision,
-            num_warps=tile.num_warps,
+            num_warps=SAMPLE_WARPS,
             num_stages=1,
         )
         threshold_kernel[(num_rows,)](
@@ -182,8 +184,8 @@ def catalogue_topk_triton(
         BLOCK_N=BRUTE_BLOCK,
         TOP=plan.top,
         CAPACITY=plan.capacity,
-        num_warps=4,
-        num_stages=2,
+        num_warps=BRUTE_WARPS,
+        num_stages=1,
     )
     best_kernel[(num_rows,)](
         **lists,
@@ -301,8 +303,10 @@ def shipped(target: int) -> Iterator[Shipped]:
     """Every kernel over widths, rows and dtypes; with all masks, and in bfloat16 with none too."""
     for dim in (50, 64, 128, 256):
         for num_rows in (1, 64):
-            for dtype, masked in (("bf16", True), ("bf16", False), ("fp32", True)):
-                yield from _shipped_scan(target, dtype, dim, num_rows, masked)
+            yield from _shipped_scan(target, "bf16", dim, num_rows, masked=True)
+            yield from _shipped_scan(target, "bf16", dim, num_rows, masked=False)
+            if num_rows == 1 or dim < 256:  # tiles of float32 as wide as 256 have 16 rows however many there are
+                yield from _shipped_scan(target, "fp32", dim, num_rows, masked=True)
     yield from _shipped_scan(target, "fp16", 128, 64, masked=True)
     for k in (10, 100, 256):
         yield from _shipped_lists(target, k)
@@ -349,7 +353,7 @@ def _shipped_scan(target: int, dtype: str, dim: int, num_rows: int, masked: bool
         signature={**signature, "peaks_ptr": "*i64", "num_rows": "i32", "num_tiles": "i32"},
         constexprs=constexprs | sample | {"PRECISION": tile.precision},
         num_stages=1,
-        **common,
+        **(common | {"num_warps": SAMPLE_WARPS}),
     )
     if num_rows == 1:
         brute = {"STEP_D": min(BRUTE_STEP, width), "BLOCK_N": BRUTE_BLOCK, "TOP": 256, "CAPACITY": plan.capacity}
@@ -359,8 +363,8 @@ def _shipped_scan(target: int, dtype: str, dim: int, num_rows: int, masked: bool
             fn=brute_kernel,
             signature={**signature, **lists, "num_blocks": "i32", "k": "i32"},
             constexprs=constexprs | brute,
-            num_stages=2,
-            **common,
+            num_stages=1,
+            **(common | {"num_warps": BRUTE_WARPS, "subset": (dtype, dim, masked) == ("bf16", 128, True)}),
         )
 
 

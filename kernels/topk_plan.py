@@ -22,10 +22,12 @@ from longrec.kernels.shipped import SHARED_BYTES_LIMIT
 __all__ = [
     "BRUTE_BLOCK",
     "BRUTE_STEP",
+    "BRUTE_WARPS",
     "CHUNK",
     "MAX_DIM",
     "MAX_K",
     "MAX_ROWS",
+    "SAMPLE_WARPS",
     "TILE",
     "TopkPlan",
     "TopkTile",
@@ -39,10 +41,12 @@ MAX_ROWS = 64  # rows that share one pass over the items
 BRUTE_ITEMS = 8192  # up to here every row is answered by brute force
 BRUTE_PARTS = 16  # programs a row there
 BRUTE_BLOCK = 256  # items at a time there: at least MAX_K
-BRUTE_STEP = 32  # of the items' width at a time there
+BRUTE_STEP = 16  # of the items' width at a time there
+BRUTE_WARPS = 8
 FAILURE = 1e-6  # of the threshold, a row and call
 MAX_RANK = 64
-TILE = 128  # samples a tile
+TILE = 64  # samples a tile
+SAMPLE_WARPS = 8  # drawn items are far apart: a pointer each, and for rows that are not aligned one an element
 CHUNK = 1024  # candidates that a round of the last sort takes
 SAMPLE_PROGRAMS = 64  # at most, since each reads the hidden states of its rows
 
@@ -95,13 +99,17 @@ def topk_tile(target: int, num_rows: int, dim: int, item_bytes: int) -> TopkTile
     """The tile for a target: two programs' buffers fit a multiprocessor's shared memory where they can."""
     width = max(16, triton.next_power_of_2(dim))
     rows = min(MAX_ROWS, max(16, triton.next_power_of_2(num_rows)))
+    scores = 4096  # a tile of more spills on sm_100
     if item_bytes == 4:
         rows = min(rows, 32 if width <= 128 else 16)  # float32 is multiplied on the plain cores, out of registers
-    choices = ((128, 4), (128, 3), (64, 4), (64, 3), (128, 2), (64, 2))
-    for share, sizes in ((2, choices), (1, (*choices, (32, 2)))):
-        room = SHARED_BYTES_LIMIT[target] // share - rows * width * item_bytes - 4096
-        for block_n, num_stages in sizes:
-            if block_n * width * item_bytes * num_stages <= room:
+        scores = 2048
+    most = min(128, scores // rows)
+    if dim % 16:
+        most = min(most, 4096 // width)  # rows that are not aligned to 16 bytes take a pointer an element
+    room = SHARED_BYTES_LIMIT[target] - 4096
+    for share in (2, 1):
+        for block_n, num_stages in ((128, 4), (128, 3), (64, 4), (64, 3), (128, 2), (64, 2), (32, 4), (32, 2)):
+            if block_n <= most and (rows + block_n * num_stages) * width * item_bytes <= room // share:
                 return TopkTile(rows, block_n, 4, num_stages, "ieee" if item_bytes == 4 else "tf32")
     raise ArgumentError(f"d={dim}", f"at most {MAX_DIM}")
 

@@ -1,9 +1,10 @@
 """`catalogue_cross_entropy` in PyTorch: the loss of each row.
 
-Small problems keep their log-probabilities for the backward; larger ones go over the items in chunks, twice, and hold
-neither logits nor probabilities of more than one. Sampled softmax holds [T, M + 1] logits.
+Small problems keep the slopes of their logits for the backward; larger ones go over the items in chunks, twice, and
+hold neither logits nor probabilities of more than one. Sampled softmax holds [T, M + 1] logits.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -76,9 +77,13 @@ class _FullSoftmax(torch.autograd.Function):
         ctx.kept = len(hidden) * len(items) <= KEPT_LOGITS
         if ctx.kept:
             log_p = torch.log_softmax(hidden @ items.T, 1, dtype=wide)
-            ctx.save_for_backward(hidden, items, targets, log_p)
             loss = log_p.gather(1, targets[:, None])[:, 0].mul_(label_smoothing - 1)
-            return loss.sub_(log_p.mean(1), alpha=label_smoothing) if label_smoothing else loss
+            if label_smoothing:
+                loss.sub_(log_p.mean(1), alpha=label_smoothing)
+            if any(ctx.needs_input_grad):
+                slope = _slope(log_p.exp_(), targets, len(items), label_smoothing)
+                ctx.save_for_backward(hidden, items, slope.to(hidden.dtype))
+            return loss
         lse = _chunked_lse(hidden, items)
         ctx.save_for_backward(hidden, items, targets, lse)
         own = (hidden * items[targets]).sum(1, dtype=wide)
@@ -91,36 +96,40 @@ class _FullSoftmax(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None, None]:
-        hidden, items, targets, kept = ctx.saved_tensors
+        hidden, items, *rest = ctx.saved_tensors
         needs_hidden, needs_items = ctx.needs_input_grad[:2]
-        grad = grad.contiguous()
+        # rows are weighted in hidden and in its gradient, which costs d and not N products a row
+        weighted = (hidden * grad[:, None]).to(hidden.dtype) if needs_items else hidden
         if ctx.kept:
-            slope = _slope_of_logits(kept.exp(), grad, targets, len(items), ctx.label_smoothing).to(hidden.dtype)
-            return slope @ items if needs_hidden else None, slope.T @ hidden if needs_items else None, None, None
-        grad_hidden = kept.new_zeros(hidden.shape) if needs_hidden else None
-        grad_items = torch.empty_like(items) if needs_items else None
-        for start, chunk, logits in _chunks(hidden, items):
-            p = logits.sub_(kept[:, None]).exp_()
-            slope = _slope_of_logits(p, grad, targets - start, len(items), ctx.label_smoothing).to(hidden.dtype)
-            if grad_hidden is not None:
-                grad_hidden += slope @ chunk
-            if grad_items is not None:
-                torch.mm(slope.T, hidden, out=grad_items[start : start + len(chunk)])
-        return None if grad_hidden is None else grad_hidden.to(hidden.dtype), grad_items, None, None
+            (slope,) = rest
+            grad_hidden = slope @ items if needs_hidden else None
+            grad_items = slope.T @ weighted if needs_items else None
+        else:
+            targets, lse = rest
+            grad_hidden = lse.new_zeros(hidden.shape) if needs_hidden else None
+            grad_items = torch.empty(items.shape, dtype=items.dtype, device=items.device) if needs_items else None
+            for start, chunk, logits in _chunks(hidden, items):
+                p = logits.sub_(lse[:, None]).exp_()
+                slope = _slope(p, targets - start, len(items), ctx.label_smoothing).to(hidden.dtype)
+                if grad_hidden is not None:
+                    grad_hidden += slope @ chunk
+                if grad_items is not None:
+                    torch.mm(slope.T, weighted, out=grad_items[start : start + len(chunk)])
+        if grad_hidden is not None:
+            grad_hidden = (grad_hidden * grad[:, None]).to(hidden.dtype)
+        return grad_hidden, grad_items, None, None
 
 
-def _slope_of_logits(
-    p: torch.Tensor, grad: torch.Tensor, targets: torch.Tensor, num_items: int, label_smoothing: float
-) -> torch.Tensor:
-    """The gradient of logits [T, n] from their probabilities, in place; targets outside of the n are of other chunks."""
+def _slope(p: torch.Tensor, targets: torch.Tensor, num_items: int, label_smoothing: float) -> torch.Tensor:
+    """A row's loss by its logits, from probabilities [T, n], in place; targets outside of the n are of other chunks."""
     if label_smoothing:
         p.sub_(label_smoothing / num_items)
     here = ((targets >= 0) & (targets < p.shape[1])).nonzero()[:, 0]
     p[here, targets[here]] -= 1 - label_smoothing
-    return p.mul_(grad[:, None])
+    return p
 
 
-def _chunks(hidden: torch.Tensor, items: torch.Tensor) -> Any:
+def _chunks(hidden: torch.Tensor, items: torch.Tensor) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
     """For each chunk of the items its start, its rows and its logits, in a buffer that the next chunk takes over."""
     size = max(256, CHUNK_LOGITS // max(1, len(hidden)))
     wide = _wide(hidden.dtype)

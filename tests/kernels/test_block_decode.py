@@ -222,7 +222,7 @@ def test_bad_input_is_refused_before_any_launch(change, message):
 
 
 def test_what_fits():
-    assert block_decode_fits(64, 2, 2, 32, 32, torch.float32)
+    assert block_decode_fits(32, 2, 2, 16, 32, torch.float32)
     assert block_decode_fits(128, 2, 2, 64, 32, torch.bfloat16)
     assert not block_decode_fits(128, 2, 2, 64, 32, torch.float32)
     assert not block_decode_fits(256, 4, 4, 64, 32, torch.bfloat16)
