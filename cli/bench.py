@@ -8,9 +8,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from longrec.cli.bench_kernels import kernels
+
 __all__ = ["bench_app"]
 
 bench_app = typer.Typer(help="Measure: ratios and medians in one run.", no_args_is_help=True)
+
+
+bench_app.command()(kernels)
 
 
 @bench_app.callback()

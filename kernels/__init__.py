@@ -1,9 +1,21 @@
-"""The operators of longrec, one signature each; which body runs is decided by the tensors' device and by nothing else.
+"""The operators of longrec, one signature each; which body runs is decided by the tensors' device and by nothing else:
+Triton kernels on a GPU, PyTorch on the CPU."""
 
-Today every device runs the PyTorch body of `longrec.kernels.reference`.
-"""
+from longrec.kernels.append import append_memory
+from longrec.kernels.attention import segment_attention
+from longrec.kernels.cross_entropy import catalogue_cross_entropy
+from longrec.kernels.reference import rotate
+from longrec.kernels.topk import catalogue_topk
+from longrec.kernels.types import PagedMemory, PositionBias, RelativeTerms, TimeBias
 
-from longrec.kernels.memory import PagedMemory
-from longrec.kernels.reference import append_memory, catalogue_topk, rotate, segment_attention
-
-__all__ = ["PagedMemory", "append_memory", "catalogue_topk", "rotate", "segment_attention"]
+__all__ = [
+    "PagedMemory",
+    "PositionBias",
+    "RelativeTerms",
+    "TimeBias",
+    "append_memory",
+    "catalogue_cross_entropy",
+    "catalogue_topk",
+    "rotate",
+    "segment_attention",
+]

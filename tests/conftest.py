@@ -1,4 +1,11 @@
-"""For all tests: small networks are faster on one thread, and results don't depend on the machine's cores."""
+"""For all tests: kernels run in triton's interpreter where there is no NVIDIA GPU, small networks on one thread."""
+
+import os
+from pathlib import Path
+
+# before triton is first imported: @triton.jit decides when a kernel's file is read
+if not Path("/dev/nvidiactl").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import torch
 

@@ -1,9 +1,9 @@
 """Training objectives: how far a batch's hidden states are from the items that came next."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from longrec import kernels
 from longrec.modeling import Transformer
 
 __all__ = ["next_item_loss"]
@@ -25,4 +25,6 @@ def next_item_loss(
         A scalar in nats, the mean over T + F predictions.
     """
     states = torch.cat((hidden, network.start.expand(len(first), -1)))
-    return F.cross_entropy(network.scores(states), torch.cat((targets, first)), label_smoothing=label_smoothing)
+    return kernels.catalogue_cross_entropy(
+        states, network.item_table, torch.cat((targets, first)), label_smoothing=label_smoothing, validate=False
+    )
