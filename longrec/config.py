@@ -88,8 +88,8 @@ class TrainConfig(_Config):
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     warmup_steps: Annotated[int, Field(ge=0)] = 50
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
-    dropout: Fraction = 0.4
-    item_dropout: Fraction = 0.0
+    dropout: Fraction = 0.3
+    item_dropout: Fraction = 0.05
     label_smoothing: Fraction = 0.1
     validate_every: Positive = 2
     seed: Annotated[int, Field(ge=0)] = 0
