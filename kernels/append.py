@@ -37,8 +37,8 @@ STRIDES = (
 
 
 def block_tokens(num_tokens: int, num_heads: int, head_dim: int, item_bytes: int) -> int:
-    """Events a program: one each while events are few, then enough for 32 bytes of q a thread."""
-    if num_tokens <= 256:
+    """Events a program: one each while events are few, then 32 bytes of q a thread, so that few read the phases."""
+    if num_tokens <= 32:
         return 1
     elements = 32 // item_bytes * 32 * NUM_WARPS
     return max(1, min(8, elements // (1 << (num_heads * head_dim - 1).bit_length())))

@@ -59,8 +59,9 @@ def count_work(*, values: bool = True) -> Iterator[Count]:
 
     Args:
         values: False skips the values that counting doesn't need, which is several times faster: loads of
-            floating-point tensors give zeros and `tl.dot` gives its accumulator. Right for kernels whose control flow
-            hangs on integers alone (lengths, page tables); what such a kernel stores is then meaningless.
+            floating-point tensors give zeros (masked lanes keep their `other`) and `tl.dot` gives its accumulator.
+            Right for kernels whose control flow hangs on integers alone (lengths, page tables); what such a kernel
+            stores is then meaningless.
 
     Raises:
         MachineError: the interpreter is off.
@@ -86,9 +87,10 @@ def _wrappers(builder: Any, count: Count, values: bool) -> dict[str, Callable[..
         count.bytes_loaded += _touched(pointers.data, mask.data) * _item_bytes(pointers)
         element = pointers.get_element_ty()
         if not values and element.is_floating():
-            return interpreter.TensorHandle(
-                np.zeros(np.shape(pointers.data), dtype=interpreter._get_np_dtype(element)), element
-            )
+            zeros = np.zeros(np.shape(pointers.data), dtype=interpreter._get_np_dtype(element))
+            if other is not None:  # a masked lane's -inf may hide a later load
+                zeros = np.where(mask.data, zeros, other.data)
+            return interpreter.TensorHandle(zeros, element)
         return kind.create_masked_load(builder, pointers, mask, other, *rest, **named)
 
     def store(pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:

@@ -50,6 +50,22 @@ def test_lanes_of_one_load_that_share_an_address_count_once():
     assert count.bytes_stored == 4
 
 
+@triton.jit
+def _masked_twice_kernel(weight_ptr, x_ptr, out_ptr, count, N: tl.constexpr):
+    i = tl.arange(0, N)
+    weight = tl.load(weight_ptr + i, mask=i < count, other=float("-inf"))
+    x = tl.load(x_ptr + i, mask=weight > float("-inf"), other=0.0)
+    tl.store(out_ptr + i, x, mask=i < count)
+
+
+@pytest.mark.parametrize("values", [True, False])
+def test_what_a_masked_lane_reads_hides_later_loads_too(values):
+    weight, x, out = torch.ones(16), torch.ones(16), torch.empty(16)
+    with count_work(values=values) as count:
+        _masked_twice_kernel[(1,)](weight, x, out, 5, N=16)
+    assert count.bytes_loaded == 4 * (5 + 5)
+
+
 def test_nothing_is_counted_after_the_block():
     x = torch.randn(16, 16)
     with count_work() as count:
