@@ -25,7 +25,6 @@ def kernels(
     Example: longrec bench kernels --compile --target 90
     """
     from rich.console import Console
-    from rich.measure import Measurement
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from longrec.errors import ArgumentError
@@ -52,8 +51,7 @@ def kernels(
         typer.echo(results_as_json(compiled or counted))
     else:
         table = compile_table(compiled) if compile_ else count_table(counted)
-        wide = Console(width=Measurement.get(Console(width=1000), Console(width=1000).options, table).maximum)
-        wide.print(table)  # a narrow terminal wraps lines; rich would cut figures to dots
+        Console(width=1000).print(table)  # where lines are short, rich would cut figures to dots
     broken = broken_promises(compiled or counted)
     for line in broken:
         typer.echo(line, err=True)

@@ -3,17 +3,21 @@ Triton kernels on a GPU, PyTorch on the CPU."""
 
 from longrec.kernels.append import append_memory
 from longrec.kernels.attention import segment_attention
+from longrec.kernels.block_decode import BlockWeights, block_decode, block_decode_fits
 from longrec.kernels.cross_entropy import catalogue_cross_entropy
 from longrec.kernels.reference import rotate
 from longrec.kernels.topk import catalogue_topk
 from longrec.kernels.types import PagedMemory, PositionBias, RelativeTerms, TimeBias
 
 __all__ = [
+    "BlockWeights",
     "PagedMemory",
     "PositionBias",
     "RelativeTerms",
     "TimeBias",
     "append_memory",
+    "block_decode",
+    "block_decode_fits",
     "catalogue_cross_entropy",
     "catalogue_topk",
     "rotate",

@@ -1,9 +1,13 @@
 """Tiles of `segment_attention`'s backward on each target, and how many parts the sums over queries are cut into.
 
-Plain Python over shapes; device code is in the `attention_backward_*` kernels' files.
+Plain Python over shapes; device code is in the `attention_backward_*` kernels' files, the tiles are in
+`attention_backward_table`.
 """
 
 from typing import NamedTuple
+
+from longrec.kernels.attention_backward_table import TABLE
+from longrec.kernels.shipped import matrix_units
 
 __all__ = ["BackwardPlan", "BackwardTile", "plan_backward", "sum_parts"]
 
@@ -22,13 +26,13 @@ class BackwardTile(NamedTuple):
 
 
 class BackwardPlan(NamedTuple):
-    """Tiles of the four kernels. `rows` has only a block_m; the two sides of the distance kernel's are
-    `distance.block_n`."""
+    """Tiles of the four kernels. `rows` has only a block_m; both sides of the distance kernel's are its block_n, and
+    there is none where scores don't hang on distances."""
 
     rows: BackwardTile
     query: BackwardTile
     key: BackwardTile
-    distance: BackwardTile
+    distance: BackwardTile | None = None
 
 
 def plan_backward(target: int, head_dim: int, itemsize: int, relative: bool, biased: bool) -> BackwardPlan:
@@ -41,8 +45,8 @@ def plan_backward(target: int, head_dim: int, itemsize: int, relative: bool, bia
         relative: Transformer-XL's terms, which hold another tile of scores, and need block_m <= block_n.
         biased: with a position or time table.
     """
-    tile = BackwardTile(32, 32, head_dim, 4, 2)
-    return BackwardPlan(BackwardTile(32, 32, head_dim, 4, 2), tile, tile, tile)
+    tiles = TABLE[matrix_units(target), head_dim, itemsize, relative, biased]
+    return BackwardPlan(*(BackwardTile(*tile) for tile in tiles))
 
 
 def sum_parts(programs: int, num_tiles: int) -> int:

@@ -160,8 +160,8 @@ def query_gradient_kernel(
     if RELATIVE:
         relative_q = make_rows(q_ptrs, live, v_relative_ptr + head * HEAD_DIM, HEAD_DIM, BLOCK_D)
         relative = Relative(r_ptr + head.to(tl.int64) * stride_rh, stride_rr, num_relative)
-        r = relative_rows(relative, first_position - begin + 1, BLOCK_N, HEAD_DIM, BLOCK_D)
-        upper = products(relative_q, r, HEAD_DIM, BLOCK_D)  # [M, N]
+        r_above = relative_rows(relative, first_position - begin + 1, BLOCK_N, HEAD_DIM, BLOCK_D)
+        upper = products(relative_q, r_above, HEAD_DIM, BLOCK_D)  # [M, N]
         above = tl.zeros([BLOCK_M, BLOCK_N], dtype)  # the last tile's ds, by distance
         grad_relative = tl.zeros([BLOCK_M, HEAD_DIM], tl.float32)  # the part of dq that comes by r
 
@@ -208,15 +208,15 @@ def query_gradient_kernel(
             # query both
             by_distance = shift(grad_score, grad_score, step, BLOCK_N, AXIS=1).to(dtype)
             both = tl.where(tl.arange(0, BLOCK_N)[None, :] < step[:, None], by_distance, above)
-            r = relative_rows(relative, first_position - start + 1, BLOCK_N, HEAD_DIM, HEAD_DIM)
-            grad_relative = tl.dot(both, r.tile, grad_relative, input_precision="tf32x3")
+            r_whole = relative_rows(relative, first_position - start + 1, BLOCK_N, HEAD_DIM, HEAD_DIM)
+            grad_relative = tl.dot(both, r_whole.tile, grad_relative, input_precision="tf32x3")
             above = by_distance
 
     if RELATIVE:
         last = begin + tl.cdiv(tl.maximum(end - begin, 0), BLOCK_N) * BLOCK_N
         both = tl.where(tl.arange(0, BLOCK_N)[None, :] < step[:, None], tl.zeros_like(above), above)
-        r = relative_rows(relative, first_position - last + 1, BLOCK_N, HEAD_DIM, HEAD_DIM)
-        grad_relative = tl.dot(both, r.tile, grad_relative, input_precision="tf32x3")
+        r_last = relative_rows(relative, first_position - last + 1, BLOCK_N, HEAD_DIM, HEAD_DIM)
+        grad_relative = tl.dot(both, r_last.tile, grad_relative, input_precision="tf32x3")
 
     part = tile.to(tl.int64) * num_heads + head
     if RELATIVE:

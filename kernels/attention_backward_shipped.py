@@ -12,8 +12,7 @@ from longrec.kernels.attention_backward_key import key_gradient_kernel
 from longrec.kernels.attention_backward_plan import BackwardTile, plan_backward
 from longrec.kernels.attention_backward_query import query_gradient_kernel
 from longrec.kernels.attention_backward_rows import row_gradient_kernel
-from longrec.kernels.segment_attention import MAX_REGISTERS
-from longrec.kernels.shipped import Shipped
+from longrec.kernels.shipped import MAX_REGISTERS, Shipped
 
 __all__ = ["shipped"]
 
@@ -80,7 +79,7 @@ def shipped(target: int) -> Iterator[Shipped]:
             for variant, features in VARIANTS.items():
                 plan = plan_backward(target, head_dim, itemsize, "relative" in features, "bias" in features)
                 for part, tile in plan._asdict().items():
-                    if part != "distance" or features & {"relative", "bias"}:
+                    if tile is not None:
                         yield configuration(part, tile, target, dtype, head_dim, variant)
 
 
@@ -114,7 +113,7 @@ def configuration(part: str, tile: BackwardTile, target: int, dtype: str, head_d
         else:
             signature[name] = "fp32" if name in FLOATS else "i32"
     # a loop with a branch or another loop inside is not pipelined
-    pipelined = part == "key" or (part == "query" and "bias" not in features)
+    pipelined = tile.num_stages > 1 and (part == "key" or (part == "query" and "bias" not in features))
     expects = (*(["matrix"] if part != "rows" and dtype != "fp32" else []), *(["async_copy"] if pipelined else []))
     return Shipped(
         kernel=f"segment_attention_backward.{part}",

@@ -6,6 +6,8 @@ Plain Python over what the host knows: shapes and upper bounds, never lengths. D
 from functools import lru_cache
 from typing import NamedTuple
 
+from longrec.kernels.shipped import matrix_units
+
 __all__ = [
     "FILL_KEYS",
     "SHORT_ROWS",
@@ -131,13 +133,15 @@ def tiled_tile(shape: AttentionShape, target: int) -> Tile:
     dim, wide = shape.head_dim, shape.itemsize == 4
     loaded = shape.biased or shape.page_itemsize == 1  # more addresses, or conversions, in registers
     if wide:  # three products of tf32 each, from twice the bytes
-        return Tile(64, 16, 4, 2) if dim <= 64 else Tile(16, 32 if dim == 128 else 16, 4, 2)
+        return Tile(64, 16, 8 if dim == 64 else 4, 2) if dim <= 64 else Tile(16, 32 if dim == 128 else 16, 4, 2)
     small = shape.max_new < 1024 or dim == 16
     if target in (90, 100):
         if shape.relative:
-            return Tile(64, 64, 8, 2) if dim <= 128 else Tile(16, 32, 4, 2)
+            return Tile(64, 64, 8, 2) if dim <= 128 else Tile(16, 32, 8, 2)
         if dim == 256:
             return Tile(64, 32, 8, 2)
+        if loaded and dim <= 32 and shape.max_new >= 1024:
+            return Tile(128, 32, 8, 2)
         if small:
             return Tile(64, 64, 4, 2) if dim <= 64 else Tile(64, 64, 8, 2)
         if dim == 128:
@@ -145,9 +149,9 @@ def tiled_tile(shape: AttentionShape, target: int) -> Tile:
         return Tile(128, 64 if loaded or target == 100 else 128, 8, 2)
     if shape.relative:
         return Tile(32, 32, 2, 2) if dim <= 64 else Tile(16, 32 if dim == 128 else 16, 4, 2)
-    block_n = max(min(4096 // (dim * (2 if loaded else 1)), 64), 16)
+    block_n = max(min(4096 // (dim * (2 if loaded else 1)), 32 if loaded else 64), 16)
     if dim == 256:
-        return Tile(64, block_n, 8, 2)
+        return Tile(32, 32, 4, 2) if target == 80 and loaded else Tile(64, block_n, 8, 2)
     return Tile(64, block_n, 4, 2) if small or dim == 128 else Tile(128, block_n, 8, 2)
 
 
@@ -165,12 +169,15 @@ def split_tile(shape: AttentionShape, target: int) -> Tile:
         block_m = min(block_m, 32 if target in (90, 100) else 16)
     if wide:
         block_m = min(block_m, 64 if dim <= 32 else 16)
-    if dim == 256:
+    mma = matrix_units(target) == "mma"  # keys and sums are in registers
+    if dim == 256 or (dim == 128 and mma and shape.biased):
         block_m = min(block_m, 64)
     block_n = max(min(8192 // (dim * shape.itemsize), 64), 16)
-    if shape.biased and block_m == 128:
-        block_n = max(min(block_n, 2048 // dim), 16)
-    return Tile(block_m, block_n, 8 if block_m == 128 or dim == 256 else 4, 3)
+    if block_m == 128 and (shape.biased or (mma and dim == 128)):
+        block_n = max(min(block_n, 1024 // dim), 16)
+    elif block_m == 64 and mma and dim >= 64:
+        block_n = min(block_n, 16 if dim == 128 and shape.biased else 32)
+    return Tile(block_m, block_n, 8 if block_m == 128 or dim == 256 else 4, 2 if dim == 256 and shape.biased else 3)
 
 
 def _ceil_div(a: int, b: int) -> int:

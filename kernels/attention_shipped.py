@@ -13,8 +13,8 @@ import triton.language as tl
 
 from longrec.kernels.attention_cases import AttentionCase
 from longrec.kernels.attention_forward import merge_kernel
-from longrec.kernels.segment_attention import MAX_REGISTERS, allocate_attention, call_of, launches, plan_of
-from longrec.kernels.shipped import Shipped
+from longrec.kernels.segment_attention import allocate_attention, call_of, launches, plan_of
+from longrec.kernels.shipped import MAX_REGISTERS, Shipped
 
 __all__ = ["shipped"]
 
@@ -71,7 +71,7 @@ def _configurations(target: int, config: str, dtype: torch.dtype, case: Attentio
             continue  # a mixed batch's short users: the same as in the short cases
         part = "merge" if launch.fn is merge_kernel else "split" if launch.arguments["SPLIT"] else "tiled"
         matrix: tuple[str, ...] = ("matrix", "async_copy") if part != "merge" else ()
-        if part == "tiled" and dtype != torch.float32:
+        if part == "tiled" and dtype != torch.float32 and launch.arguments["BLOCK_M"] >= 64:  # wgmma's least rows
             matrix += ("wgmma", "tcgen05")
         constants = {
             name: value

@@ -39,7 +39,7 @@ from longrec.kernels.cross_entropy_kernels import (
 )
 from longrec.kernels.cross_entropy_plan import GATHER_TILE, ROW_TILE, padded_dim, part_size, plan_cross_entropy
 from longrec.kernels.reference.cross_entropy import catalogue_cross_entropy as catalogue_cross_entropy_reference
-from longrec.kernels.shipped import target_of
+from longrec.kernels.shipped import MAX_REGISTERS, target_of
 
 __all__ = ["catalogue_cross_entropy", "catalogue_cross_entropy_reference", "catalogue_cross_entropy_triton"]
 
@@ -153,6 +153,7 @@ def _launch_loss(hidden: torch.Tensor, items: torch.Tensor, problem: _Problem) -
             BLOCK_N=tile.block_n,
             num_warps=tile.num_warps,
             num_stages=tile.num_stages,
+            maxnreg=MAX_REGISTERS,
         )
     loss_kernel[(triton.cdiv(num_rows, ROW_TILE.block_m),)](
         hidden_ptr=hidden,
@@ -175,6 +176,7 @@ def _launch_loss(hidden: torch.Tensor, items: torch.Tensor, problem: _Problem) -
         BLOCK_M=ROW_TILE.block_m,
         num_warps=ROW_TILE.num_warps,
         num_stages=ROW_TILE.num_stages,
+        maxnreg=MAX_REGISTERS,
     )
     return loss, lse2
 
@@ -208,6 +210,7 @@ def _launch_hidden_gradient(
         BLOCK_N=tile.block_n,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
+        maxnreg=MAX_REGISTERS,
     )
     return parts[0] if num_parts == 1 else parts.sum(0).to(hidden.dtype)
 
@@ -238,6 +241,7 @@ def _launch_column_gradients(
             BLOCK_N=tile.block_n,
             num_warps=tile.num_warps,
             num_stages=tile.num_stages,
+            maxnreg=MAX_REGISTERS,
         )
     if num_parts == 1:
         return parts[0]
@@ -274,6 +278,7 @@ def _launch_gather(
         BLOCK=GATHER_TILE.block_m,
         num_warps=GATHER_TILE.num_warps,
         num_stages=GATHER_TILE.num_stages,
+        maxnreg=MAX_REGISTERS,
     )
     return grad_items
 

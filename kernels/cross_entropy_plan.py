@@ -1,11 +1,14 @@
 """How `catalogue_cross_entropy` is cut into programs: tiles for each target, and parts of what a program goes over.
 
-Plain Python over shapes; device code is in `cross_entropy_kernels`.
+Plain Python over shapes; device code is in `cross_entropy_kernels`, the tiles are in `cross_entropy_table`.
 """
 
 from typing import NamedTuple
 
 import triton
+
+from longrec.kernels.cross_entropy_table import TABLE
+from longrec.kernels.shipped import matrix_units
 
 __all__ = ["GATHER_TILE", "ROW_TILE", "CrossEntropyPlan", "Tile", "padded_dim", "part_size", "plan_cross_entropy"]
 
@@ -47,8 +50,8 @@ def plan_cross_entropy(target: int, dim: int, itemsize: int) -> CrossEntropyPlan
         dim: d.
         itemsize: bytes of an element of hidden.
     """
-    tile = Tile(64, 64, 4, 2)
-    return CrossEntropyPlan(tile, tile, tile)
+    tiles = TABLE[matrix_units(target), padded_dim(dim), dim % 16 == 0, itemsize]
+    return CrossEntropyPlan(*(Tile(*tile) for tile in tiles))
 
 
 def part_size(owned: int, block_owned: int, passed: int, block_passed: int, multiprocessors: int) -> int:

@@ -11,11 +11,11 @@ from longrec.kernels.cross_entropy_kernels import (
     lse_kernel,
 )
 from longrec.kernels.cross_entropy_plan import GATHER_TILE, ROW_TILE, Tile, padded_dim, plan_cross_entropy
-from longrec.kernels.shipped import Shipped
+from longrec.kernels.shipped import MAX_REGISTERS, Shipped
 
 __all__ = ["shipped"]
 
-DIMS = (16, 32, 50, 64, 128, 256)  # 50: a width that is padded
+DIMS = (10, 16, 22, 32, 46, 64, 94, 128, 190, 256)  # each that is a power of two, and one that is padded to it
 ITEMSIZES: Mapping[str, int] = {"bf16": 2, "fp16": 2, "fp32": 4}
 KERNELS: Mapping[str, Any] = {
     "lse": lse_kernel,
@@ -75,6 +75,7 @@ def configuration(part: str, tile: Tile, target: int, dtype: str, dim: int, samp
         constexprs=constexprs,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
+        maxnreg=MAX_REGISTERS,
         expects=("matrix", *(("async_copy",) if tile.num_stages > 1 and dim % 16 == 0 else ())) if multiplies else (),
         divisible=() if dim % 16 else ("hidden_stride", "items_stride"),
         subset=(dtype, dim) == ("bf16", 64),

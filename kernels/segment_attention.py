@@ -10,11 +10,10 @@ import triton
 from longrec.kernels.attention_checks import AttentionCall, check_attention, check_attention_values
 from longrec.kernels.attention_forward import attend_kernel, merge_kernel
 from longrec.kernels.attention_plan import AttentionPlan, AttentionShape, plan_attention
-from longrec.kernels.shipped import target_of
+from longrec.kernels.shipped import MAX_REGISTERS, target_of
 from longrec.kernels.types import AttentionKind, PagedMemory, PositionBias, RelativeTerms, TimeBias
 
 __all__ = [
-    "MAX_REGISTERS",
     "AttentionBuffers",
     "Launch",
     "allocate_attention",
@@ -29,7 +28,6 @@ MAX_WINDOW = 1 << 30  # a longer window sees no more, and would overflow int32
 CPU_MULTIPROCESSORS = 132  # an H100's, so that the interpreter cuts work as an H100 would
 MERGE_PARTS = 16  # parts that the merge reads at once
 MERGE_WARPS = 2
-MAX_REGISTERS = 255  # said aloud, for ptxas else stops at 128 or 168 in the hope of occupancy, and spills a few
 
 
 class Launch(NamedTuple):

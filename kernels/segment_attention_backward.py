@@ -19,8 +19,7 @@ from longrec.kernels.attention_backward_key import key_gradient_kernel
 from longrec.kernels.attention_backward_plan import BackwardTile, plan_backward, sum_parts
 from longrec.kernels.attention_backward_query import query_gradient_kernel
 from longrec.kernels.attention_backward_rows import row_gradient_kernel
-from longrec.kernels.segment_attention import MAX_REGISTERS
-from longrec.kernels.shipped import target_of
+from longrec.kernels.shipped import MAX_REGISTERS, target_of
 from longrec.kernels.types import AttentionKind, PagedMemory, PositionBias, RelativeTerms, TimeBias, bucket_of
 
 __all__ = ["MAX_TIME_BUCKETS", "AttentionGradients", "segment_attention_backward"]
@@ -274,10 +273,10 @@ def _launch_key(
     return k_pages, v_pages
 
 
-def _launch_distance(arguments: Arguments, tile: BackwardTile) -> Arguments:
+def _launch_distance(arguments: Arguments, tile: BackwardTile | None) -> Arguments:
     """Returns the parts of dr and of the sums by distance; nothing without relative terms and position table."""
     relative, position = arguments["r_ptr"], arguments["position_ptr"]
-    if relative is None and position is None:
+    if tile is None or (relative is None and position is None):
         return {}
     num_heads, head_dim = arguments["q_ptr"].shape[1:]
     distances = int(arguments["window"])

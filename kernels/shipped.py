@@ -30,9 +30,11 @@ import torch
 
 from longrec.errors import MachineError
 
-__all__ = ["SHARED_BYTES_LIMIT", "SHIPPING_MODULES", "TARGETS", "Shipped", "target_of"]
+__all__ = ["MAX_REGISTERS", "SHARED_BYTES_LIMIT", "SHIPPING_MODULES", "TARGETS", "Shipped", "matrix_units", "target_of"]
 
 TARGETS = (80, 86, 89, 90, 100, 120)
+
+MAX_REGISTERS = 255  # said aloud, for ptxas else stops at 128 or 168 in the hope of occupancy, and spills a few
 
 # most shared memory that one block may ask for (CUDA C++ Programming Guide, table of compute capabilities)
 SHARED_BYTES_LIMIT: Mapping[int, int] = {
@@ -86,6 +88,11 @@ class Shipped(NamedTuple):
     divisible: tuple[str, ...] = ()
     subset: bool = False
     maxnreg: int | None = None
+
+
+def matrix_units(target: int) -> str:
+    """By which instructions a target multiplies: "mma" (out of registers), "wgmma" or "tcgen05"."""
+    return {90: "wgmma", 100: "tcgen05"}.get(target, "mma")
 
 
 def target_of(device: torch.device) -> int:

@@ -23,7 +23,7 @@ import triton
 from longrec.errors import ArgumentError
 from longrec.kernels.checks import check_tensor, check_values
 from longrec.kernels.reference.topk import catalogue_topk as catalogue_topk_reference
-from longrec.kernels.shipped import Shipped, target_of
+from longrec.kernels.shipped import MAX_REGISTERS, Shipped, target_of
 from longrec.kernels.topk_kernels import best_kernel, brute_kernel, sample_kernel, scan_kernel, threshold_kernel
 from longrec.kernels.topk_plan import (
     BRUTE_BLOCK,
@@ -152,6 +152,7 @@ def catalogue_topk_triton(
             PRECISION=tile.precision,
             num_warps=SAMPLE_WARPS,
             num_stages=1,
+            maxnreg=MAX_REGISTERS,
         )
         threshold_kernel[(num_rows,)](
             peaks_ptr=buffers.peaks,
@@ -160,6 +161,7 @@ def catalogue_topk_triton(
             NUM_GROUPS=plan.num_tiles * plan.groups,
             TOP=plan.top_rank,
             num_warps=1,
+            maxnreg=MAX_REGISTERS,
         )
         scan_kernel[(plan.num_programs, row_tiles)](
             **shared,
@@ -173,6 +175,7 @@ def catalogue_topk_triton(
             PRECISION=tile.precision,
             num_warps=tile.num_warps,
             num_stages=tile.num_stages,
+            maxnreg=MAX_REGISTERS,
         )
     brute_kernel[(num_rows, plan.brute_programs)](
         **shared,
@@ -186,6 +189,7 @@ def catalogue_topk_triton(
         CAPACITY=plan.capacity,
         num_warps=BRUTE_WARPS,
         num_stages=1,
+        maxnreg=MAX_REGISTERS,
     )
     best_kernel[(num_rows,)](
         **lists,
@@ -198,6 +202,7 @@ def catalogue_topk_triton(
         CHUNK=CHUNK,
         CAPACITY=plan.capacity,
         num_warps=4,
+        maxnreg=MAX_REGISTERS,
     )
     return buffers.scores, buffers.indices
 
@@ -329,6 +334,7 @@ def _shipped_scan(target: int, dtype: str, dim: int, num_rows: int, masked: bool
     common: dict[str, Any] = {
         "target": target,
         "num_warps": tile.num_warps,
+        "maxnreg": MAX_REGISTERS,
         "divisible": ("hidden_stride", "item_stride") if aligned else (),
         "subset": (dtype, dim, num_rows, masked) == ("bf16", 128, 64, True),
     }
@@ -378,6 +384,7 @@ def _shipped_lists(target: int, k: int) -> Iterator[Shipped]:
         signature={"peaks_ptr": "*i64", "threshold_ptr": "*i64", "count_ptr": "*i32", "rank": "i32"},
         constexprs={"NUM_GROUPS": plan.num_tiles * plan.groups, "TOP": plan.top_rank},
         num_warps=1,
+        maxnreg=MAX_REGISTERS,
         num_stages=1,
         subset=k == 256,
     )
@@ -397,6 +404,7 @@ def _shipped_lists(target: int, k: int) -> Iterator[Shipped]:
         },
         constexprs={"TOP": plan.top, "CHUNK": CHUNK, "CAPACITY": plan.capacity},
         num_warps=4,
+        maxnreg=MAX_REGISTERS,
         num_stages=1,
         subset=k == 256,
     )

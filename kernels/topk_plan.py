@@ -123,8 +123,8 @@ def plan_topk(
     brute_programs = min(BRUTE_PARTS, triton.cdiv(num_items, BRUTE_BLOCK))
     brute_blocks = triton.cdiv(triton.cdiv(num_items, brute_programs), BRUTE_BLOCK)
     hidden_bytes = num_rows * dim * item_bytes
-    # each program reads the hidden states: at most 2 % on top of the items, but one program a multiprocessor
-    num_programs = int(min(2 * multiprocessors, max(multiprocessors, 0.02 * num_items / max(1, min(num_rows, 64)))))
+    # each program reads the hidden states: at most 1.6 % on top of the items, but one program a multiprocessor
+    num_programs = int(min(2 * multiprocessors, max(multiprocessors, 0.016 * num_items / max(1, min(num_rows, 64)))))
     num_blocks = triton.cdiv(triton.cdiv(num_items, tile.block_n), num_programs)
     num_programs = triton.cdiv(triton.cdiv(num_items, tile.block_n), num_blocks)
     best, least = None, math.inf

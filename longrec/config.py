@@ -111,6 +111,7 @@ class EngineConfig(_Config):
         max_step_events: most events that run through the network in one pass.
         memory_bytes: size of the page pool, all layers.
         page_size: events of a page (the S of the kernels).
+        dtype: of the weights and of what is computed and kept in pages; on a GPU bfloat16 is what its matrix units want.
         cpu_threads: threads of an instance on a CPU; the server and its clients need the other cores.
         event_log: folder of the event log; a relative path is relative to the model repository.
         durability: `commit`: an acknowledged event is on disk; `interval`: the last `flush_milliseconds` may be lost
@@ -124,6 +125,7 @@ class EngineConfig(_Config):
     max_step_events: Positive = 2048
     memory_bytes: Positive = 256 << 20
     page_size: Annotated[int, AfterValidator(_page_size)] = 32
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     cpu_threads: Positive = 1
     event_log: str = "../event_log"
     durability: Literal["commit", "interval", "none"] = "interval"

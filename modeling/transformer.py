@@ -14,6 +14,7 @@ from longrec.config import ModelConfig
 __all__ = ["ServingMemory", "Transformer"]
 
 INIT_STD = 0.02
+NORM_EPS = 1e-6
 
 
 class ServingMemory(NamedTuple):
@@ -24,6 +25,8 @@ class ServingMemory(NamedTuple):
         page_indptr: [B + 1] int32; page_indices: [N] int32; lengths: [B] int32, as in `kernels.PagedMemory`: the
             events before the new ones.
         slots: [T] int64, page * S + place of each new event; -1: not written.
+        max_new, max_memory: upper bounds, for every user, of new events and of events in memory, which size a GPU's
+            launches; None: T and the page table's size stand in.
     """
 
     k_pages: Sequence[Tensor]
@@ -32,6 +35,8 @@ class ServingMemory(NamedTuple):
     page_indices: Tensor
     lengths: Tensor
     slots: Tensor
+    max_new: int | None = None
+    max_memory: int | None = None
 
     def layer(self, index: int) -> kernels.PagedMemory:
         """The past as layer `index` sees it."""
@@ -57,7 +62,7 @@ class Transformer(nn.Module):
         self.items = nn.Embedding(config.num_items + 1, config.dim)  # the last row: an item that isn't in the catalogue
         self.gaps = nn.Embedding(config.num_gap_buckets, config.dim)
         self.blocks = nn.ModuleList(Block(config, dropout) for _ in range(config.num_layers))
-        self.norm = nn.RMSNorm(config.dim, eps=1e-6)
+        self.norm = nn.RMSNorm(config.dim, eps=NORM_EPS)
         self.start = nn.Parameter(torch.empty(config.dim))
         self.dropout = Dropout(dropout)
         self.reset_parameters()
@@ -96,9 +101,24 @@ class Transformer(nn.Module):
             [T, dim], after the final norm.
         """
         x = self.dropout(self.items(items) + self.gaps(gaps))  # [T, dim]
-        for index, block in enumerate(self.blocks):
-            x = block(x, positions, cu_seqlens, memory, index)
+        if memory is not None and self._runs_blocks_whole(x, cu_seqlens, memory):
+            for index, block in enumerate(self.blocks):
+                x = block.decode(x, positions, memory, index)
+        else:
+            for index, block in enumerate(self.blocks):
+                x = block(x, positions, cu_seqlens, memory, index)
         return self.norm(x)  # type: ignore[no-any-return]
+
+    def _runs_blocks_whole(self, x: Tensor, cu_seqlens: Tensor, memory: ServingMemory) -> bool:
+        """Whether every user has one new event, on a GPU, in a network small enough for a launch a block."""
+        config = self.config
+        heads, page_size = (config.num_heads, config.num_kv_heads, config.head_dim), memory.k_pages[0].shape[1]
+        return (
+            x.is_cuda
+            and memory.max_new == 1
+            and len(x) == len(cu_seqlens) - 1
+            and kernels.block_decode_fits(config.dim, *heads, page_size, x.dtype)
+        )
 
     def scores(self, hidden: Tensor) -> Tensor:
         """[..., dim] -> [..., num_items]: the logits of the next item."""
@@ -128,10 +148,10 @@ class Block(nn.Module):
         super().__init__()
         self.config = config
         heads, kv_heads, head_dim = config.num_heads, config.num_kv_heads, config.head_dim
-        self.attention_norm = nn.RMSNorm(config.dim, eps=1e-6)
+        self.attention_norm = nn.RMSNorm(config.dim, eps=NORM_EPS)
         self.qkv = nn.Linear(config.dim, (heads + 2 * kv_heads) * head_dim, bias=False)
         self.out = nn.Linear(heads * head_dim, config.dim, bias=False)
-        self.feed_forward_norm = nn.RMSNorm(config.dim, eps=1e-6)
+        self.feed_forward_norm = nn.RMSNorm(config.dim, eps=NORM_EPS)
         self.gate_up = nn.Linear(config.dim, 2 * config.hidden_dim, bias=False)
         self.down = nn.Linear(config.hidden_dim, config.dim, bias=False)
         self.dropout = Dropout(dropout)
@@ -144,12 +164,35 @@ class Block(nn.Module):
         gate, up = self.gate_up(self.feed_forward_norm(x)).chunk(2, dim=-1)  # [T, hidden_dim] each
         return x + self.dropout(self.down(F.silu(gate) * up))  # type: ignore[no-any-return]
 
+    def decode(self, x: Tensor, positions: Tensor, memory: ServingMemory, index: int) -> Tensor:
+        """`forward` for one new event of each user, [B, dim] -> [B, dim], in one launch; without dropout."""
+        weights = kernels.BlockWeights(
+            self.attention_norm.weight,
+            self.qkv.weight,
+            self.out.weight,
+            self.feed_forward_norm.weight,
+            self.gate_up.weight,
+            self.down.weight,
+        )
+        return kernels.block_decode(
+            x,
+            weights,
+            positions,
+            memory.slots,
+            memory.layer(index),
+            window=self.config.window,
+            rotary_base=self.config.rotary_base,
+            eps=NORM_EPS,
+            validate=False,
+        )
+
     def _attend(
         self, x: Tensor, positions: Tensor, cu_seqlens: Tensor, memory: ServingMemory | None, index: int
     ) -> Tensor:
         heads, kv_heads, base = self.config.num_heads, self.config.num_kv_heads, self.config.rotary_base
         qkv = self.qkv(x).unflatten(-1, (heads + 2 * kv_heads, self.config.head_dim))  # [T, Hq + 2 Hkv, D]
         past: kernels.PagedMemory | None = None
+        bounds: dict[str, int | None] = {}
         if memory is None:
             rotated = kernels.rotate(qkv[:, : heads + kv_heads], positions, base)
             q, k, v = rotated[:, :heads], rotated[:, heads:], qkv[:, heads + kv_heads :]
@@ -158,6 +201,8 @@ class Block(nn.Module):
             q, k, v = qkv.split((heads, kv_heads, kv_heads), dim=1)
             pages = (past.k_pages, past.v_pages)
             q, k = kernels.append_memory(q, k, v, positions, memory.slots, *pages, rotary_base=base, validate=False)
+            bounds = {"max_new": memory.max_new, "max_memory": memory.max_memory}
         # values aren't checked: who packs batches and pages vouches for them, and on a GPU the host would wait
-        out, _ = kernels.segment_attention(q, k, v, cu_seqlens, window=self.config.window, memory=past, validate=False)
+        window = self.config.window
+        out, _ = kernels.segment_attention(q, k, v, cu_seqlens, window=window, memory=past, validate=False, **bounds)
         return out.flatten(1)  # [T, Hq * D]

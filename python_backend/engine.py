@@ -22,11 +22,12 @@ from numpy.typing import NDArray
 from longrec import kernels
 from longrec.config import EngineConfig
 from longrec.modeling import features
-from longrec.modeling.transformer import ServingMemory, Transformer
+from longrec.modeling.transformer import Transformer
 from longrec.protocol import NO_ITEM, Status
 from longrec.python_backend.event_log import Append, Appended, EventLog
 from longrec.python_backend.memory_pool import MemoryPool, UserMemory
 from longrec.python_backend.query import Answer, Query
+from longrec.python_backend.step import StepInputs, StepRunner
 
 __all__ = ["Counters", "Engine"]
 
@@ -88,17 +89,25 @@ class Engine:
         network: in evaluation mode, on the device that it shall run on.
         log: the users' events; may be shared with other engines.
         config: limits and sizes.
+        decode_batches: as in `StepRunner`.
 
     Raises:
         ArgumentError: `config.memory_bytes` is too small for the network's window.
     """
 
-    def __init__(self, network: Transformer, log: EventLog, config: EngineConfig) -> None:
+    def __init__(
+        self,
+        network: Transformer,
+        log: EventLog,
+        config: EngineConfig,
+        decode_batches: Sequence[int] | None = None,
+    ) -> None:
         self.network, self.log, self.config = network, log, config
         self.device = network.start.device
-        self.pool = MemoryPool(network.config, config, self.device)
+        self.pool = MemoryPool(network.config, config, self.device, network.start.dtype)
+        self._steps = StepRunner(network, self.pool, decode_batches)
         self.counters = Counters()
-        self._start = network.start.detach().cpu().numpy()
+        self._start = network.start.detach().float().cpu().numpy()
         self._item_table = network.item_table.detach()
 
     @torch.inference_mode()
@@ -199,12 +208,10 @@ class Engine:
             cu_seqlens[b + 1], page_indptr[b + 1] = new.stop, len(pages)
             lengths[b] = memory.length - memory.first
             times.append(int(rows[-1, 1]))
-        on_device = [
-            torch.from_numpy(a).to(self.device) for a in (page_indptr, np.array(pages, np.int32), lengths, slots)
-        ]
-        past = ServingMemory(self.pool.k_pages, self.pool.v_pages, *on_device)
-        inputs = (torch.from_numpy(a).to(self.device) for a in (items, gaps, positions, cu_seqlens))
-        output = self.network(*inputs, past).cpu().numpy()  # [total, dim]
+        page_indices = np.array(pages, np.int32)
+        output = self._steps.run(  # [total, dim]
+            StepInputs(items, gaps, positions, slots, cu_seqlens, page_indptr, page_indices, lengths)
+        )
         for b, (work, memory, count) in enumerate(wave):
             rows_before = cu_seqlens[b] - memory.length - 1  # output row of "after n events" is rows_before + n
             self.pool.advance(memory, count)
@@ -222,16 +229,16 @@ class Engine:
         whole = [number for number in wanted if queries[number].candidates is None]
         if whole:
             most = min(max(queries[number].k for number in whole), num_items)
-            rows = torch.from_numpy(hidden[whole]).to(self.device)
-            scores, items = (t.cpu().numpy() for t in kernels.catalogue_topk(rows, self._item_table, most))
+            rows = torch.from_numpy(hidden[whole]).to(self._item_table)
+            scores, items = (found.cpu().numpy() for found in kernels.catalogue_topk(rows, self._item_table, most))
             for row, number in enumerate(whole):
                 ranked[number] = _first(items[row], scores[row], queries[number].k)
         for number in wanted:
             candidates = queries[number].candidates
             if candidates is not None:
                 known = candidates[candidates < num_items]
-                state = torch.from_numpy(hidden[number]).to(self.device)
-                logits = (self._item_table[torch.from_numpy(known).to(self.device)] @ state).cpu().numpy()
+                state = torch.from_numpy(hidden[number]).to(self._item_table)
+                logits = (self._item_table[torch.from_numpy(known).to(self.device)] @ state).float().cpu().numpy()
                 order = np.lexsort((known, -logits))  # equal scores: the lower index first
                 ranked[number] = _first(known[order], logits[order], queries[number].k)
         return ranked

@@ -48,9 +48,9 @@ class MemoryPool:
         ArgumentError: `memory_bytes` can't hold one user's window and one step's events.
     """
 
-    def __init__(self, model: ModelConfig, engine: EngineConfig, device: torch.device) -> None:
+    def __init__(self, model: ModelConfig, engine: EngineConfig, device: torch.device, dtype: torch.dtype) -> None:
         shape = (engine.page_size, model.num_kv_heads, model.head_dim)
-        page_bytes = 2 * model.num_layers * int(np.prod(shape)) * torch.float32.itemsize
+        page_bytes = 2 * model.num_layers * int(np.prod(shape)) * dtype.itemsize
         self.num_pages = engine.memory_bytes // page_bytes
         least = -(-(model.window + engine.max_step_events) // engine.page_size) + 1
         if self.num_pages < least:
@@ -60,7 +60,7 @@ class MemoryPool:
                 remedy="raise it, or lower max_step_events",
             )
         self.page_size, self.window = engine.page_size, model.window
-        pages = torch.zeros(2, model.num_layers, self.num_pages, *shape, device=device)
+        pages = torch.zeros(2, model.num_layers, self.num_pages, *shape, dtype=dtype, device=device)
         self.k_pages, self.v_pages = list(pages[0]), list(pages[1])
         self.evictions = 0
         self._free = list(range(self.num_pages - 1, -1, -1))

@@ -54,7 +54,7 @@ class TritonPythonModel:
             flush_milliseconds=self.config.flush_milliseconds,
             max_bytes=self.config.log_bytes,
         )
-        self.engine = Engine(network.to(device), self.log, self.config)
+        self.engine = Engine(network.to(device, getattr(torch, self.config.dtype)), self.log, self.config)
         labels = {
             "model": args["model_name"],
             "version": args["model_version"],

@@ -107,6 +107,29 @@ def test_events_in_pieces_over_paged_memory_give_the_states_of_the_whole(kv_head
     torch.testing.assert_close(states, whole, rtol=0, atol=1e-12)
 
 
+@torch.no_grad()
+def test_a_block_in_one_launch_is_the_block() -> None:
+    """A decode step of three users, one of them new; both ways write the same pages."""
+    net, page_size, past = network(), 4, [9, 0, 3]
+    block, x = net.blocks[0], torch.randn(3, 16, dtype=torch.float64)
+    pages = torch.randn(2, 8, page_size, 2, 4, dtype=torch.float64)
+    tables = [torch.tensor([3, 1, 6]), torch.tensor([0]), torch.tensor([2])]
+    slots = torch.stack([t[n // page_size] * page_size + n % page_size for t, n in zip(tables, past, strict=True)])
+    results = []
+    for decode in (False, True):
+        k_pages, v_pages = pages.clone()
+        memory = ServingMemory(
+            [k_pages], [v_pages], cumulative([3, 1, 1]), torch.cat(tables).int(), torch.tensor(past).int(), slots
+        )
+        positions = torch.tensor(past)
+        offsets = cumulative([1, 1, 1])
+        y = block.decode(x, positions, memory, 0) if decode else block(x, positions, offsets, memory, 0)
+        results.append((y, k_pages, v_pages))
+    for whole, launched in zip(*results, strict=True):
+        torch.testing.assert_close(launched, whole, rtol=0, atol=1e-12)
+    assert not torch.equal(results[0][1], pages[0])
+
+
 def test_scores_are_inner_products_with_the_item_table() -> None:
     net = network()
     hidden = torch.randn(3, 16, dtype=torch.float64)

@@ -14,7 +14,7 @@ PAGE_BYTES = 2 * 16 * 8 * 4
 
 def make_pool(pages=5):
     engine = EngineConfig(page_size=16, max_step_events=16, memory_bytes=pages * PAGE_BYTES)
-    return MemoryPool(MODEL, engine, torch.device("cpu"))
+    return MemoryPool(MODEL, engine, torch.device("cpu"), torch.float32)
 
 
 def add(pool, user, num_events, keep=()):

@@ -1,0 +1,168 @@
+"""One pass of the network over a batch: host arrays in, hidden states out.
+
+On a GPU a step in which every user has one new event is replayed from a CUDA graph, one graph for each padded batch
+size: its launches cost the host one call, and nothing in it allocates, synchronises or reads the device. Other steps,
+and every step on a CPU, run as they come.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from longrec.modeling.transformer import ServingMemory, Transformer
+from longrec.python_backend.memory_pool import MemoryPool
+
+__all__ = ["DecodeStep", "StepInputs", "StepRunner"]
+
+DECODE_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # users of the graphs that a GPU gets
+ALIGNMENT = 4  # int32 numbers: kernels load 16 bytes at once from pointers that allow it
+
+
+class StepInputs(NamedTuple):
+    """What a pass needs, as host arrays: T new events of B users.
+
+    Args:
+        items, gaps, positions, slots: [T] int64. cu_seqlens: [B + 1] int32. All as in `Transformer.forward` and
+            `ServingMemory`.
+        page_indptr: [B + 1] int32; page_indices: [N] int32; lengths: [B] int32, as in `kernels.PagedMemory`.
+    """
+
+    items: NDArray[np.int64]
+    gaps: NDArray[np.int64]
+    positions: NDArray[np.int64]
+    slots: NDArray[np.int64]
+    cu_seqlens: NDArray[np.int32]
+    page_indptr: NDArray[np.int32]
+    page_indices: NDArray[np.int32]
+    lengths: NDArray[np.int32]
+
+
+class StepRunner:
+    """Runs steps of one network over one pool.
+
+    Args:
+        network: in evaluation mode.
+        pool: whose pages the network reads and writes.
+        decode_batches: padded batch sizes of the one-event steps with fixed buffers, rising; by default
+            `DECODE_BATCHES` on a GPU, none on a CPU, where padding costs and launches don't.
+    """
+
+    def __init__(self, network: Transformer, pool: MemoryPool, decode_batches: Sequence[int] | None = None) -> None:
+        self._network, self._pool = network, pool
+        self._device = network.start.device
+        if decode_batches is None:
+            decode_batches = DECODE_BATCHES if self._device.type == "cuda" else ()
+        # the largest first: the graphs share one pool of memory, which it sizes
+        self._decodes = [DecodeStep(network, pool, batch) for batch in sorted(decode_batches, reverse=True)][::-1]
+
+    def run(self, inputs: StepInputs) -> NDArray[np.float32]:
+        """Hidden states [T, dim] of the new events, whose keys and values are then in the pool's pages."""
+        num_users = len(inputs.lengths)
+        if len(inputs.items) == num_users:  # each has one: the engine takes no user without an event into a step
+            decode = next((decode for decode in self._decodes if decode.batch >= num_users), None)
+            if decode is not None:
+                return decode.run(inputs)
+        on_device = StepInputs(*(torch.from_numpy(array).to(self._device) for array in inputs))
+        memory = ServingMemory(
+            self._pool.k_pages,
+            self._pool.v_pages,
+            on_device.page_indptr,
+            on_device.page_indices,
+            on_device.lengths,
+            on_device.slots,
+            max_new=int(np.diff(inputs.cu_seqlens).max()),
+            max_memory=int(inputs.lengths.max()),
+        )
+        hidden = self._network(on_device.items, on_device.gaps, on_device.positions, on_device.cu_seqlens, memory)
+        return hidden.float().cpu().numpy()  # type: ignore[no-any-return]
+
+
+class DecodeStep:
+    """A step of up to `batch` users with one new event each, over buffers that stay where they are.
+
+    Rows that no user needs are empty: no memory, nothing written, their states dropped. On a GPU the pass is captured
+    as a CUDA graph when this is made; on a CPU it runs eagerly over the same buffers.
+
+    Attributes:
+        batch: users that fit.
+    """
+
+    def __init__(self, network: Transformer, pool: MemoryPool, batch: int) -> None:
+        self.batch = batch
+        self._network, self._num_items = network, network.config.num_items
+        device = network.start.device
+        pages_per_user = (pool.window - 2) // pool.page_size + 2  # of window - 1 events that begin anywhere in a page
+        sizes = [-(-size // ALIGNMENT) * ALIGNMENT for size in (batch + 1, batch, batch * pages_per_user)]
+        pinned = device.type == "cuda"
+        self._host64 = torch.zeros(4, batch, dtype=torch.int64, pin_memory=pinned)
+        self._host32 = torch.zeros(sum(sizes), dtype=torch.int32, pin_memory=pinned)
+        self._device64 = self._host64.to(device, copy=True)
+        self._device32 = self._host32.to(device, copy=True)
+        self._rows = self._host64.numpy()  # items, gaps, positions, slots
+        self._page_indptr, self._lengths, self._page_indices = (part.numpy() for part in self._host32.split(sizes))
+        page_indptr, lengths, page_indices = self._device32.split(sizes)
+        self._memory = ServingMemory(
+            pool.k_pages,
+            pool.v_pages,
+            page_indptr[: batch + 1],
+            page_indices,
+            lengths[:batch],
+            self._device64[3],
+            max_new=1,
+            max_memory=pages_per_user * pool.page_size,
+        )
+        self._cu_seqlens = torch.arange(batch + 1, dtype=torch.int32, device=device)
+        self._clear(0, 0)
+        self._copy_in()
+        self._graph: torch.cuda.CUDAGraph | None = None
+        with torch.inference_mode():
+            if device.type == "cuda":
+                self._capture(device)
+            else:
+                self._hidden = self._forward()
+
+    def run(self, inputs: StepInputs) -> NDArray[np.float32]:
+        """As `StepRunner.run`, of at most `batch` users with one new event each."""
+        num_users, num_pages = len(inputs.items), len(inputs.page_indices)
+        for row, array in zip(self._rows, (inputs.items, inputs.gaps, inputs.positions, inputs.slots), strict=True):
+            row[:num_users] = array
+        self._page_indptr[: num_users + 1] = inputs.page_indptr
+        self._lengths[:num_users] = inputs.lengths
+        self._page_indices[:num_pages] = inputs.page_indices
+        self._clear(num_users, num_pages)
+        self._copy_in()
+        if self._graph is None:
+            self._hidden.copy_(self._forward())
+        else:
+            self._graph.replay()
+        return self._hidden[:num_users].float().cpu().numpy()  # type: ignore[no-any-return]
+
+    def _clear(self, num_users: int, num_pages: int) -> None:
+        """Make the rows from `num_users` on empty."""
+        for row, value in zip(self._rows, (self._num_items, 0, 0, -1), strict=True):
+            row[num_users:] = value
+        self._page_indptr[num_users + 1 :] = num_pages
+        self._lengths[num_users:] = 0
+
+    def _copy_in(self) -> None:
+        # the next step writes to the host buffers only after this one's states have been read: it can't overtake
+        self._device64.copy_(self._host64, non_blocking=True)
+        self._device32.copy_(self._host32, non_blocking=True)
+
+    def _forward(self) -> torch.Tensor:
+        items, gaps, positions, _ = self._device64
+        return self._network(items, gaps, positions, self._cu_seqlens, self._memory)  # type: ignore[no-any-return]
+
+    def _capture(self, device: torch.device) -> None:
+        """Capture the pass; it is run before on a side stream, which compiles kernels and fills constant tables."""
+        torch.cuda.synchronize(device)
+        stream = torch.cuda.Stream(device)
+        with torch.cuda.stream(stream):
+            self._forward()
+        torch.cuda.synchronize(device)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph, stream=stream):
+            self._hidden = self._forward()
