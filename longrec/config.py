@@ -111,7 +111,7 @@ class EngineConfig(_Config):
         max_step_events: most events that run through the network in one pass.
         memory_bytes: size of the page pool, all layers.
         page_size: events of a page (the S of the kernels).
-        dtype: of the weights and of what is computed and kept in pages; on a GPU bfloat16 is what its matrix units want.
+        dtype: of weights, of what is computed and of pages; bfloat16 is what the matrix units of a GPU want.
         cpu_threads: threads of an instance on a CPU; the server and its clients need the other cores.
         event_log: folder of the event log; a relative path is relative to the model repository.
         durability: `commit`: an acknowledged event is on disk; `interval`: the last `flush_milliseconds` may be lost
