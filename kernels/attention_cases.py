@@ -1,7 +1,7 @@
 """Problems for `segment_attention`: what its tests, counts and timings run on, with ids that say what they are.
 
-Holds the making of arguments only; nothing is attended to here. Free pages, the free ends of last pages and their
-scales hold NaN wherever the dtype has one, as recycled pages may.
+Holds the making of arguments and the tables of cases that every body must pass; nothing is attended to here. Free
+pages, the free ends of last pages and their scales hold NaN wherever the dtype has one, as recycled pages may.
 """
 
 from collections.abc import Sequence
@@ -9,9 +9,21 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
+from longrec.kernels.attention_plan import AttentionPlan, Tile
 from longrec.kernels.types import PagedMemory, PositionBias, RelativeTerms, TimeBias
 
-__all__ = ["AttentionArguments", "AttentionCase", "Variant"]
+__all__ = [
+    "GRADIENTS",
+    "NO_MEMORY",
+    "SHAPES",
+    "SHIPPED_PLAN",
+    "VARIANTS",
+    "WINDOWS",
+    "AttentionArguments",
+    "AttentionCase",
+    "Variant",
+    "small_plan",
+]
 
 Variant = Literal["softmax", "silu", "position", "time", "hstu", "relative"]
 MemoryDtype = Literal["same", "int8", "fp8"]
@@ -39,6 +51,47 @@ class AttentionArguments(NamedTuple):
         if relative is not None:
             keywords["relative"] = RelativeTerms(*(term.to(dtype) for term in relative))
         return AttentionArguments((q.to(dtype), k.to(dtype), v.to(dtype), cu_seqlens), keywords)
+
+    def part(self, user: int, kv_head: int) -> "AttentionArguments":
+        """One user's share of one key/value head and its queries: a problem of its own, with an answer that is rows
+        cu_seqlens[user] to cu_seqlens[user + 1] and heads kv_head * G to (kv_head + 1) * G of the whole one's."""
+        q, k, v, cu_seqlens = self.tensors
+        first, last = (int(end) for end in cu_seqlens[user : user + 2])
+        group = q.shape[1] // k.shape[1]
+        heads, kv_heads = slice(kv_head * group, (kv_head + 1) * group), slice(kv_head, kv_head + 1)
+        keywords = dict(self.keywords)
+        memory, relative, time = keywords["memory"], keywords.get("relative"), keywords.get("time_bias")
+        listed = None
+        if memory is not None:
+            begin, end = (int(place) for place in memory.page_indptr[user : user + 2])
+            listed = memory.page_indices[begin:end].long()
+            keywords["memory"] = PagedMemory(
+                *(pages[listed][:, :, kv_heads] for pages in (memory.k_pages, memory.v_pages)),
+                _offsets([end - begin], q.device),
+                torch.arange(end - begin, dtype=torch.int32, device=q.device),
+                memory.lengths[user : user + 1],
+                *(
+                    None if scale is None else scale[listed][:, :, kv_heads]
+                    for scale in (memory.k_scale, memory.v_scale)
+                ),
+            )
+        if keywords.get("num_targets") is not None:
+            keywords["num_targets"] = keywords["num_targets"][user : user + 1]
+        if keywords.get("position_bias") is not None:
+            position = keywords["position_bias"]
+            keywords["position_bias"] = position._replace(table=position.table[heads])
+        if time is not None:
+            keywords["time_bias"] = TimeBias(
+                time.table[heads],
+                time.fraction_bits,
+                time.query_seconds[first:last],
+                time.key_seconds[first:last],
+                None if listed is None else time.memory_seconds[listed],
+            )
+        if relative is not None:
+            keywords["relative"] = RelativeTerms(relative.u[heads], relative.v[heads], relative.r[:, heads])
+        rows = (q[first:last, heads], k[first:last, kv_heads], v[first:last, kv_heads])
+        return AttentionArguments((*rows, _offsets([last - first], q.device)), keywords)
 
 
 class AttentionCase(NamedTuple):
@@ -118,7 +171,7 @@ class AttentionCase(NamedTuple):
             event = torch.arange(events)
             free[indices[event // self.page_size], event % self.page_size] = False
         free = free.to(device)
-        stored = torch.randn(2, len(free), self.page_size, self.heads[1], self.head_dim).to(device)
+        stored = torch.randn(2, len(free), self.page_size, self.heads[1], self.head_dim, device=device)
         lengths = torch.tensor(self.past, dtype=torch.int32, device=device)
         if self.memory_dtype == "same":
             k_pages, v_pages = stored.to(dtype).masked_fill(free[..., None, None], torch.nan)
@@ -158,3 +211,62 @@ class AttentionCase(NamedTuple):
 
 def _offsets(counts: Sequence[int], device: torch.device | str) -> torch.Tensor:
     return torch.tensor([0, *counts]).cumsum(0).to(device, torch.int32)
+
+
+# under `small_plan` users of up to 4 new events are split into at most 3 parts; those with more are tiled
+SHAPES = (
+    AttentionCase(new=(5, 1, 0, 37)),
+    AttentionCase(new=(3, 1, 21), past=(17, 0, 47), heads=(4, 2)),
+    AttentionCase(new=(1, 2), past=(80, 16), heads=(8, 1)),
+    AttentionCase(new=(4, 19), past=(33, 1), heads=(3, 1), head_dim=32, page_size=32),
+    AttentionCase(new=(2, 6), past=(100, 9), head_dim=64, page_size=64),
+    AttentionCase(new=(1, 5), past=(40, 15), heads=(1, 1), head_dim=128, page_size=128),
+    AttentionCase(new=(1, 5), past=(40, 15), heads=(1, 1), head_dim=256),
+)
+WINDOWS = tuple(
+    AttentionCase(new=(2, 40), past=(48, 31), window=window, heads=(1, 1), page_size=page_size)
+    for window, page_size in ((1, 16), (7, 16), (17, 32), (50, 16))
+)
+VARIANTS = tuple(
+    AttentionCase(new=(3, 21), past=(60, 37), variant=variant, targets=targets, window=window, memory_dtype=stored)
+    for variant, targets, window, stored in (
+        ("silu", None, 40, "same"),
+        ("position", (1, 9), 1 << 20, "same"),
+        ("time", None, 1 << 20, "same"),
+        ("hstu", (3, 17), 30, "same"),
+        ("relative", None, 1 << 20, "same"),
+        ("relative", (1, 20), 30, "same"),
+        ("softmax", (2, 18), 1 << 20, "same"),
+        ("softmax", None, 1 << 20, "int8"),
+        ("softmax", (1, 2), 50, "fp8"),
+        ("silu", None, 64, "fp8"),
+        ("relative", None, 1 << 20, "int8"),
+    )
+)
+NO_MEMORY = tuple(
+    AttentionCase(new=(3, 21), variant=variant, targets=(1, 18), window=15)
+    for variant in ("softmax", "hstu", "relative")
+)
+# long enough for the launcher's own tiles to have several of each
+SHIPPED_PLAN = (
+    AttentionCase(new=(1, 2), past=(300, 555), heads=(8, 1), head_dim=64, page_size=32),
+    AttentionCase(new=(70, 3), past=(130, 200), heads=(2, 2), head_dim=32),
+    AttentionCase(new=(70, 3), past=(130, 20), variant="hstu", targets=(40, 1), window=150),
+    AttentionCase(new=(9, 1), past=(300, 20), variant="relative", head_dim=32),
+)
+GRADIENTS = (
+    AttentionCase((7, 1, 20)),
+    AttentionCase((5, 33), past=(37, 0), heads=(4, 2), window=30),
+    AttentionCase((5, 33), past=(37, 0), variant="silu", window=64),
+    AttentionCase((3, 21), past=(20, 5), variant="position"),
+    AttentionCase((3, 21), past=(20, 5), variant="time"),
+    AttentionCase((3, 21), past=(20, 5), heads=(2, 2), variant="relative", window=25),
+    AttentionCase((9, 24), past=(18, 0), variant="hstu", window=40, targets=(2, 11)),
+)
+
+
+def small_plan(case: AttentionCase) -> AttentionPlan:
+    """16 rows or more to a tile, 16 keys; users of up to 4 new events have their memory cut into up to 3 parts."""
+    heads = 1 if case.variant == "relative" else case.heads[0] // case.heads[1]
+    short = Tile(16 if heads <= 4 else 32, 16, 4, 1)
+    return AttentionPlan(Tile(16 if heads == 1 else 32, 16, 4, 1), short, 4, 3, 1)

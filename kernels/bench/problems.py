@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 import torch
 
 from longrec.kernels.append import append_memory_triton
-from longrec.kernels.attention_cases import AttentionCase
+from longrec.kernels.attention_cases import AttentionArguments, AttentionCase
 from longrec.kernels.block_decode import BlockWeights, block_decode_triton
 from longrec.kernels.segment_attention import segment_attention
 from longrec.kernels.topk import catalogue_topk_triton
 from longrec.kernels.types import PagedMemory
 
-__all__ = ["Problem", "Work", "attention_work", "problems"]
+__all__ = ["Problem", "Work", "attention_least", "attention_work", "problems"]
 
 
 class Work(NamedTuple):
@@ -132,9 +132,15 @@ def _attention(
 def attention_work(case: AttentionCase, dtype: torch.dtype, device: torch.device) -> Work:
     """A problem of `segment_attention`; the kernel is told the longest append and memory, as the engine tells it."""
     arguments = case.make(dtype, device)
-    past = list(case.past or [0] * len(case.new))
-    bounds = {"max_new": max(case.new), "max_memory": max(past), "validate": False}
+    bounds = {"max_new": max(case.new), "max_memory": max(case.past or [0]), "validate": False}
     keywords: dict[str, Any] = {**arguments.keywords, **bounds}
+    least_bytes, least_flops = attention_least(case, dtype, arguments)
+    return Work(lambda: segment_attention(*arguments.tensors, **keywords), least_bytes, least_flops)
+
+
+def attention_least(case: AttentionCase, dtype: torch.dtype, arguments: AttentionArguments) -> tuple[int, int]:
+    """Bytes and FLOPs that a problem of `segment_attention` needs."""
+    past = list(case.past or [0] * len(case.new))
     (num_heads, num_kv_heads), head_dim, item = case.heads, case.head_dim, dtype.itemsize
     page_item = item if case.memory_dtype == "same" else 1
     scales = 0 if case.memory_dtype == "same" else 2 * 4
@@ -161,11 +167,7 @@ def attention_work(case: AttentionCase, dtype: torch.dtype, device: torch.device
     if case.variant == "relative":
         least += arguments.keywords["relative"].r.numel() * item + 2 * num_heads * head_dim * item
     products = 3 if case.variant == "relative" else 2  # q k, p v, and (q + v) r
-    return Work(
-        lambda: segment_attention(*arguments.tensors, **keywords),
-        least,
-        2 * products * head_dim * num_heads * pairs,
-    )
+    return least, 2 * products * head_dim * num_heads * pairs
 
 
 def _append_work(num_tokens: int, page: str, device: torch.device) -> Work:

@@ -9,63 +9,21 @@ from hypothesis import strategies as st
 
 from longrec.errors import ArgumentError
 from longrec.kernels.append import append_memory, append_memory_reference, append_memory_triton
+from longrec.kernels.append_cases import SHAPES, AppendCase, compare_append, compare_quantised, rotated, written
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FP8 = torch.float8_e4m3fn
-PEAK = {torch.int8: 127.0, FP8: 448.0}
-BASE = 10_000.0
-
-# tokens, query heads, kv heads, head_dim, page size
-SHAPES = [(1, 1, 1, 16, 16), (5, 4, 2, 64, 16), (17, 8, 1, 96, 32), (3, 3, 3, 6, 5), (257, 2, 1, 32, 64)]
-ids = ["T{}-Hq{}-Hkv{}-D{}-S{}".format(*shape) for shape in SHAPES]
 
 
 def make(shape, dtype=torch.float32, page_dtype=None, seed=0):
-    """Arguments for one call: random rows far out in the logs, a third of them not written, pages full of NaN."""
-    num_tokens, num_heads, num_kv_heads, head_dim, page_size = shape
-    generator = torch.Generator().manual_seed(seed)
-    q, k, v = (
-        torch.randn(num_tokens, h, head_dim, generator=generator, dtype=torch.float64).to(dtype)
-        for h in (num_heads, num_kv_heads, num_kv_heads)
-    )
-    positions = torch.randint(0, 2_000_000, (num_tokens,), generator=generator)
-    num_pages = num_tokens // page_size + 3
-    slots = torch.randperm(num_pages * page_size, generator=generator)[:num_tokens]
-    slots[2::3] = -1
-    page_dtype = page_dtype or dtype
-    pages = torch.full((2, num_pages, page_size, num_kv_heads, head_dim), torch.nan)
-    pages = torch.full(pages.shape, 77, dtype=torch.int8) if page_dtype == torch.int8 else pages.to(page_dtype)
-    arguments = {"q": q, "k": k, "v": v, "positions": positions, "slots": slots}
-    arguments |= {"k_pages": pages[0].clone(), "v_pages": pages[1].clone(), "rotary_base": BASE}
-    if page_dtype in PEAK:
-        scales = torch.full(pages.shape[1:4], torch.nan)
-        arguments |= {"k_scale": scales, "v_scale": scales.clone()}
-    return {name: x.to(DEVICE) if isinstance(x, torch.Tensor) else x for name, x in arguments.items()}
+    return AppendCase(*shape).make(dtype, page_dtype, DEVICE, seed)
 
 
 def copy(arguments):
     return {name: x.clone() if isinstance(x, torch.Tensor) else x for name, x in arguments.items()}
 
 
-def written(arguments, name):
-    """What stands in the pages for the rows that were to be written, read back as float64."""
-    page_size = arguments["k_pages"].shape[1]
-    slots = arguments["slots"][arguments["slots"] >= 0]
-    rows = arguments[f"{name}_pages"][slots // page_size, slots % page_size].double()
-    scale = arguments.get(f"{name}_scale")
-    return rows if scale is None else rows * scale[slots // page_size, slots % page_size].double()[..., None]
-
-
-def rotated(x, positions):
-    """Rotary position as complex multiplication, in float64: another formulation than the reference's."""
-    half = x.shape[-1] // 2
-    frequency = torch.tensor([BASE ** (-i / half) for i in range(half)], dtype=torch.float64, device=x.device)
-    turns = torch.polar(torch.ones_like(frequency), positions.double()[:, None] * frequency)
-    y = torch.complex(*x.double().split(half, dim=-1)) * turns[:, None]
-    return torch.cat([y.real, y.imag], dim=-1)
-
-
-@pytest.mark.parametrize("shape", SHAPES, ids=ids)
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda case: case.id)
 def test_reference_is_complex_rotation(shape):
     arguments = make(shape, torch.float64)
     arguments["positions"] %= 10_000  # further out the last place of a frequency shows, which is PyTorch's or Python's
@@ -78,33 +36,17 @@ def test_reference_is_complex_rotation(shape):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("shape", SHAPES, ids=ids)
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda case: case.id)
 def test_kernel_is_as_exact_as_pytorch_in_the_same_dtype(shape, dtype):
-    truth, same, arguments = (make(shape, dtype) for _ in range(3))
-    for name in ("q", "k", "v", "k_pages", "v_pages"):
-        truth[name] = truth[name].double()
-    for got, reference, exact in zip(
-        (*append_memory_triton(**arguments), written(arguments, "k"), written(arguments, "v")),
-        (*append_memory_reference(**same), written(same, "k"), written(same, "v")),
-        (*append_memory_reference(**truth), written(truth, "k"), written(truth, "v")),
-        strict=True,
-    ):
-        error, allowed = ((x.double() - exact).abs().max() for x in (got, reference))
-        assert error <= 2 * allowed + torch.finfo(dtype).eps * exact.abs().max()
+    for comparison in compare_append(shape, dtype, DEVICE):
+        assert comparison.passed, comparison
 
 
 @pytest.mark.parametrize("page_dtype", [torch.int8, FP8], ids=str)
-@pytest.mark.parametrize("shape", SHAPES, ids=ids)
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda case: case.id)
 def test_quantised_rows_are_off_by_half_a_step(shape, page_dtype):
-    arguments = make(shape, torch.bfloat16, page_dtype)
-    append_memory_triton(**arguments)
-    kept = arguments["slots"] >= 0
-    for name, exact in (("k", rotated(arguments["k"], arguments["positions"])[kept]), ("v", arguments["v"][kept])):
-        exact = exact.double()
-        peak = exact.abs().amax(-1, keepdim=True)
-        # int8: half of peak / 127; e4m3: half a unit of 3 fraction bits, or of the subnormals' 2^-9 x scale
-        step = peak / 127 if page_dtype == torch.int8 else torch.maximum(exact.abs() / 8, peak / 448 * 2**-9)
-        assert ((written(arguments, name) - exact).abs() <= step / 2 * (1 + 1e-5) + 1e-6 * peak).all()
+    for comparison in compare_quantised(shape, page_dtype, DEVICE):
+        assert comparison.passed, comparison
 
 
 @pytest.mark.parametrize("page_dtype", [torch.int8, FP8], ids=str)

@@ -14,64 +14,15 @@ from longrec.kernels.block_decode import (
     block_decode_reference,
     block_decode_triton,
 )
+from longrec.kernels.block_decode_cases import SETTINGS, SHAPES, BlockCase, compare_block
 from longrec.kernels.block_decode_kernel import choose_block_b
 from longrec.kernels.types import PagedMemory
 
 DEVICE = "cpu" if triton.knobs.runtime.interpret else "cuda"
-SETTINGS = {"window": 20, "rotary_base": 10_000.0}
-
-# dim, query heads, kv heads, head_dim, feed-forward, page size, lengths of the users' memories
-SHAPES = [
-    (64, 2, 2, 32, 128, 16, (7,)),
-    (48, 4, 2, 16, 40, 16, (0, 1, 15, 16, 37)),
-    (128, 8, 1, 16, 96, 32, (31, 33, 64)),
-    (100, 2, 2, 64, 64, 128, (3, 129, 0)),
-    (16, 1, 1, 16, 200, 64, (64, 2, 65, 19, 20, 21, 0, 5, 63)),
-]
-ids = ["d{}-Hq{}-Hkv{}-D{}-F{}-S{}-B{}".format(*shape[:6], len(shape[6])) for shape in SHAPES]
 
 
-def make(shape, dtype, seed=0):
-    """Arguments of one call: pages in random order, free places full of NaN, logs longer than memories."""
-    dim, num_heads, num_kv_heads, head_dim, hidden_dim, page_size, lengths = shape
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*size, scale=1.0):
-        return torch.randn(*size, generator=generator, dtype=torch.float64) * scale
-
-    weights = BlockWeights(
-        attention_norm=1 + normal(dim, scale=0.1),
-        qkv=normal((num_heads + 2 * num_kv_heads) * head_dim, dim, scale=dim**-0.5),
-        out=normal(dim, num_heads * head_dim, scale=(num_heads * head_dim) ** -0.5),
-        feed_forward_norm=1 + normal(dim, scale=0.1),
-        gate_up=normal(2 * hidden_dim, dim, scale=dim**-0.5),
-        down=normal(dim, hidden_dim, scale=hidden_dim**-0.5),
-    )
-    lengths = torch.tensor(lengths)
-    held = lengths // page_size + 1  # the new event included
-    num_pages = int(held.sum()) + 3
-    indices = torch.randperm(num_pages, generator=generator)[: int(held.sum())]
-    indptr = torch.cat([torch.zeros(1, dtype=torch.int64), held.cumsum(0)])
-    pages = normal(2, num_pages, page_size, num_kv_heads, head_dim)
-    free = torch.ones(num_pages, page_size, dtype=torch.bool)
-    for user, length in enumerate(lengths.tolist()):
-        for event in range(length):
-            free[indices[indptr[user] + event // page_size], event % page_size] = False
-    pages[:, free] = torch.nan
-    slots = indices[indptr[:-1] + lengths // page_size] * page_size + lengths % page_size
-    x = normal(len(lengths), dim).to(DEVICE, dtype)
-    memory = PagedMemory(
-        *(p.to(DEVICE, dtype, copy=True) for p in pages),
-        *(t.to(DEVICE, torch.int32) for t in (indptr, indices, lengths)),
-    )
-    weights = BlockWeights(*(w.to(DEVICE, dtype) for w in weights))
-    return x, weights, (lengths + 1000).to(DEVICE), slots.to(DEVICE), memory
-
-
-def cast(arguments, dtype):
-    x, weights, positions, slots, memory = arguments
-    memory = memory._replace(k_pages=memory.k_pages.to(dtype, copy=True), v_pages=memory.v_pages.to(dtype, copy=True))
-    return x.to(dtype), BlockWeights(*(w.to(dtype) for w in weights)), positions, slots, memory
+def make(shape, dtype):
+    return shape.make(dtype, DEVICE)
 
 
 def plain_block(x, weights, positions, slots, memory, user):
@@ -105,7 +56,7 @@ def plain_block(x, weights, positions, slots, memory, user):
     return y + weights.down @ (gate * gate.sigmoid() * up)
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=ids)
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda case: case.id)
 def test_reference_is_a_transformer_block(shape):
     arguments = tuple(t.cpu() if isinstance(t, torch.Tensor) else t for t in make(shape, torch.float64))
     arguments = (*arguments[:1], BlockWeights(*(w.cpu() for w in arguments[1])), *arguments[2:4], arguments[4])
@@ -116,32 +67,19 @@ def test_reference_is_a_transformer_block(shape):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(("shape", "block_b"), list(zip(SHAPES, (1, 4, 1, 8, 4), strict=True)), ids=ids)
+@pytest.mark.parametrize(
+    ("shape", "block_b"), list(zip(SHAPES, (1, 4, 1, 8, 4), strict=True)), ids=[case.id for case in SHAPES]
+)
 def test_kernel_is_as_exact_as_pytorch_in_the_same_dtype(shape, block_b, dtype, monkeypatch):
     monkeypatch.setattr("longrec.kernels.block_decode.choose_block_b", lambda *_: block_b)
-    arguments = make(shape, dtype)
-    truth, same = cast(arguments, torch.float64), cast(arguments, dtype)
-    exact = block_decode_reference(*truth, **SETTINGS)
-    reference = block_decode_reference(*same, **SETTINGS)
-    got = block_decode_triton(*arguments, **SETTINGS)
-    page_size = arguments[4].k_pages.shape[1]
-    page, place = arguments[3] // page_size, arguments[3] % page_size
-
-    def results(out, memory):  # the output and what was appended, as one row a user
-        rows = (out, memory.k_pages[page, place].flatten(1), memory.v_pages[page, place].flatten(1))
-        return torch.cat([row.double() for row in rows], dim=1)
-
-    exact = results(exact, truth[4])
-    error = (results(got, arguments[4]) - exact).abs()
-    allowed = (results(reference, same[4]) - exact).abs()
-    assert error.max() <= 2 * allowed.max() + torch.finfo(dtype).eps * exact.abs().max()
-    assert error.square().mean().sqrt() <= 2 * allowed.square().mean().sqrt()
+    for comparison in compare_block(shape, dtype, DEVICE):
+        assert comparison.passed, comparison
 
 
 def test_only_the_named_slots_are_written():
     arguments = make(SHAPES[1], torch.float32)
     arguments[3][1] = -1
-    before = cast(arguments, torch.float32)[4]
+    before = arguments.copy(torch.float32).memory
     block_decode_triton(*arguments, **SETTINGS)
 
     for name in ("k_pages", "v_pages"):
@@ -152,8 +90,8 @@ def test_only_the_named_slots_are_written():
 
 def test_steps_chain_through_memory():
     """Three steps of the kernel are three steps of the reference: what one appends the next one reads."""
-    arguments = make((32, 2, 1, 16, 48, 16, (13, 4)), torch.float32)
-    other = cast(arguments, torch.float64)
+    arguments = BlockCase(32, 2, 1, 16, 48, 16, (13, 4)).make(torch.float32, DEVICE)
+    other = arguments.copy(torch.float64)
     for step in range(3):
         states = []
         for body, (x, weights, positions, _, memory) in (

@@ -6,54 +6,21 @@ import pytest
 import torch
 
 from longrec.kernels import reference
-from longrec.kernels.attention_cases import AttentionArguments, AttentionCase
-from longrec.kernels.attention_plan import AttentionPlan, Tile
+from longrec.kernels.attention_cases import (
+    NO_MEMORY,
+    SHAPES,
+    SHIPPED_PLAN,
+    VARIANTS,
+    WINDOWS,
+    AttentionArguments,
+    AttentionCase,
+    small_plan,
+)
 from longrec.kernels.counting import count_work
+from longrec.kernels.exactness import compare
 from longrec.kernels.segment_attention import AttentionBuffers, segment_attention
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-
-# up to 4 new events: split into at most 3 parts; more: tiled
-SHAPES = [
-    AttentionCase(new=(5, 1, 0, 37)),
-    AttentionCase(new=(3, 1, 21), past=(17, 0, 47), heads=(4, 2)),
-    AttentionCase(new=(1, 2), past=(80, 16), heads=(8, 1)),
-    AttentionCase(new=(4, 19), past=(33, 1), heads=(3, 1), head_dim=32, page_size=32),
-    AttentionCase(new=(2, 6), past=(100, 9), head_dim=64, page_size=64),
-    AttentionCase(new=(1, 5), past=(40, 15), heads=(1, 1), head_dim=128, page_size=128),
-    AttentionCase(new=(1, 5), past=(40, 15), heads=(1, 1), head_dim=256),
-]
-WINDOWS = [
-    AttentionCase(new=(2, 40), past=(48, 31), window=window, heads=(1, 1), page_size=page_size)
-    for window, page_size in ((1, 16), (7, 16), (17, 32), (50, 16))
-]
-VARIANTS = [
-    AttentionCase(new=(3, 21), past=(60, 37), variant=variant, targets=targets, window=window, memory_dtype=stored)
-    for variant, targets, window, stored in (
-        ("silu", None, 40, "same"),
-        ("position", (1, 9), 1 << 20, "same"),
-        ("time", None, 1 << 20, "same"),
-        ("hstu", (3, 17), 30, "same"),
-        ("relative", None, 1 << 20, "same"),
-        ("relative", (1, 20), 30, "same"),
-        ("softmax", (2, 18), 1 << 20, "same"),
-        ("softmax", None, 1 << 20, "int8"),
-        ("softmax", (1, 2), 50, "fp8"),
-        ("silu", None, 64, "fp8"),
-        ("relative", None, 1 << 20, "int8"),
-    )
-]
-NO_MEMORY = [
-    AttentionCase(new=(3, 21), variant=variant, targets=(1, 18), window=15)
-    for variant in ("softmax", "hstu", "relative")
-]
-
-
-def small_plan(case: AttentionCase) -> AttentionPlan:
-    """16 rows or more to a tile, 16 keys; users of up to 4 new events have their memory cut into up to 3 parts."""
-    heads = 1 if case.variant == "relative" else case.heads[0] // case.heads[1]
-    short = Tile(16 if heads <= 4 else 32, 16, 4, 1)
-    return AttentionPlan(Tile(16 if heads == 1 else 32, 16, 4, 1), short, 4, 3, 1)
 
 
 def attend(arguments: AttentionArguments, **more: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -63,16 +30,11 @@ def attend(arguments: AttentionArguments, **more: Any) -> tuple[torch.Tensor, to
 def assert_as_exact_as_pytorch(
     arguments: AttentionArguments, out: torch.Tensor, lse2: torch.Tensor, dtype: torch.dtype
 ) -> None:
-    """Error against float64 at most twice that of the reference in the same dtype, and one rounding unit."""
-    exact = _reference(arguments.to(torch.float64))
-    same_dtype = _reference(arguments)
-    for got, want, baseline in zip((out, lse2), exact, same_dtype, strict=True):
-        empty = want == -torch.inf
-        assert torch.equal(got == -torch.inf, empty)
-        got, want, baseline = (x.double().masked_fill(empty, 0.0) for x in (got, want, baseline))
-        unit = torch.finfo(dtype).eps * want.abs().max()
-        for norm in (lambda x: x.abs().max(), lambda x: x.square().mean().sqrt()):
-            assert norm(got - want) <= 2 * norm(baseline - want) + unit
+    results = zip(
+        ("out", "lse2"), (out, lse2), _reference(arguments), _reference(arguments.to(torch.float64)), strict=True
+    )
+    for comparison in (compare(*result, dtype) for result in results):
+        assert comparison.passed, comparison
 
 
 def _reference(arguments: AttentionArguments) -> tuple[torch.Tensor, torch.Tensor]:
@@ -108,16 +70,7 @@ def test_without_memory(case: AttentionCase) -> None:
     assert_as_exact_as_pytorch(arguments, *attend(arguments, plan=small_plan(case)), torch.float32)
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        AttentionCase(new=(1, 2), past=(300, 555), heads=(8, 1), head_dim=64, page_size=32),
-        AttentionCase(new=(70, 3), past=(130, 200), heads=(2, 2), head_dim=32),
-        AttentionCase(new=(70, 3), past=(130, 20), variant="hstu", targets=(40, 1), window=150),
-        AttentionCase(new=(9, 1), past=(300, 20), variant="relative", head_dim=32),
-    ],
-    ids=lambda case: case.id,
-)
+@pytest.mark.parametrize("case", SHIPPED_PLAN, ids=lambda case: case.id)
 def test_plan_that_ships(case: AttentionCase) -> None:
     arguments = case.make(torch.bfloat16)
     assert_as_exact_as_pytorch(arguments, *attend(arguments), torch.bfloat16)
@@ -178,3 +131,18 @@ def test_scale_is_used() -> None:
     arguments = AttentionCase(new=(6,), past=(10,)).make(torch.float32)
     arguments.keywords["scale"] = 1.7
     assert_as_exact_as_pytorch(arguments, *attend(arguments), torch.float32)
+
+
+@pytest.mark.parametrize("case", [VARIANTS[3], VARIANTS[5], VARIANTS[8], SHAPES[1]], ids=lambda case: case.id)
+def test_a_part_is_a_problem_of_its_own(case: AttentionCase) -> None:
+    """What is held against float64 where the whole is too large for it."""
+    arguments = case.make(torch.float32)
+    out, lse2 = _reference(arguments)
+    cu_seqlens, group = arguments.tensors[3], case.heads[0] // case.heads[1]
+    for user in range(len(case.new)):
+        for kv_head in range(case.heads[1]):
+            rows = slice(cu_seqlens[user], cu_seqlens[user + 1])
+            heads = slice(kv_head * group, (kv_head + 1) * group)
+            part_out, part_lse2 = _reference(arguments.part(user, kv_head))
+            torch.testing.assert_close(part_out, out[rows, heads], rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(part_lse2, lse2[rows, heads], rtol=1e-5, atol=1e-5)
