@@ -2,6 +2,7 @@
 #
 # PYTHON    interpreter to build .venv from (3.10 to 3.13)
 # TORCH     requirement for torch, e.g. TORCH='torch==2.13.0+cu130'; constraints.txt pins the default
+# GPU_CHECK_ARGS  for gpu-check, e.g. GPU_CHECK_ARGS=--quick
 # PIP_ARGS  more arguments for pip, e.g. PIP_ARGS='--index-url https://…'
 
 SHELL := /bin/bash
@@ -12,7 +13,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check format clean
+.PHONY: help setup demo test test-slow gpu-check check format clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -35,6 +36,9 @@ test: setup ## the tests, the real server included (under 10 minutes on 2 cores)
 
 test-slow: setup ## the long suites
 	$(BIN)/python -m pytest -m 'slow and not gpu'
+
+gpu-check: ## on a machine with an NVIDIA GPU: check and time every kernel (under 8 minutes; needs torch, triton, numpy alone)
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu_check.py $(GPU_CHECK_ARGS)
 
 check: setup build/typecheck/longrec ## lint, format, types; changes nothing
 	$(BIN)/ruff check .

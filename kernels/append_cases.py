@@ -88,7 +88,7 @@ def compare_append(case: AppendCase, dtype: torch.dtype, device: torch.device | 
     exact, same_dtype, arguments = (case.make(dtype, device=device) for _ in range(3))
     for name in ("q", "k", "v", "k_pages", "v_pages"):
         exact[name] = exact[name].double()
-    results = (
+    got, theirs, truth = (
         (*body(**given), written(given, "k"), written(given, "v"))
         for body, given in (
             (append_memory_triton, arguments),
@@ -97,7 +97,7 @@ def compare_append(case: AppendCase, dtype: torch.dtype, device: torch.device | 
         )
     )
     names = ("q", "k", "written k", "written v")
-    return [compare(*result, dtype) for result in zip(names, *results, strict=True)]
+    return [compare(n, ours, same, true, dtype) for n, ours, same, true in zip(names, got, theirs, truth, strict=True)]
 
 
 def compare_quantised(

@@ -65,15 +65,16 @@ class AttentionArguments(NamedTuple):
         if memory is not None:
             begin, end = (int(place) for place in memory.page_indptr[user : user + 2])
             listed = memory.page_indices[begin:end].long()
+            scales = (memory.k_scale, memory.v_scale)
+            k_scale, v_scale = (None if scale is None else scale[listed][:, :, kv_heads] for scale in scales)
             keywords["memory"] = PagedMemory(
-                *(pages[listed][:, :, kv_heads] for pages in (memory.k_pages, memory.v_pages)),
+                memory.k_pages[listed][:, :, kv_heads],
+                memory.v_pages[listed][:, :, kv_heads],
                 _offsets([end - begin], q.device),
                 torch.arange(end - begin, dtype=torch.int32, device=q.device),
                 memory.lengths[user : user + 1],
-                *(
-                    None if scale is None else scale[listed][:, :, kv_heads]
-                    for scale in (memory.k_scale, memory.v_scale)
-                ),
+                k_scale,
+                v_scale,
             )
         if keywords.get("num_targets") is not None:
             keywords["num_targets"] = keywords["num_targets"][user : user + 1]
@@ -227,25 +228,24 @@ WINDOWS = tuple(
     AttentionCase(new=(2, 40), past=(48, 31), window=window, heads=(1, 1), page_size=page_size)
     for window, page_size in ((1, 16), (7, 16), (17, 32), (50, 16))
 )
-VARIANTS = tuple(
-    AttentionCase(new=(3, 21), past=(60, 37), variant=variant, targets=targets, window=window, memory_dtype=stored)
-    for variant, targets, window, stored in (
-        ("silu", None, 40, "same"),
-        ("position", (1, 9), 1 << 20, "same"),
-        ("time", None, 1 << 20, "same"),
-        ("hstu", (3, 17), 30, "same"),
-        ("relative", None, 1 << 20, "same"),
-        ("relative", (1, 20), 30, "same"),
-        ("softmax", (2, 18), 1 << 20, "same"),
-        ("softmax", None, 1 << 20, "int8"),
-        ("softmax", (1, 2), 50, "fp8"),
-        ("silu", None, 64, "fp8"),
-        ("relative", None, 1 << 20, "int8"),
-    )
+_VARIED = AttentionCase(new=(3, 21), past=(60, 37))
+VARIANTS = (
+    _VARIED._replace(variant="silu", window=40),
+    _VARIED._replace(variant="position", targets=(1, 9)),
+    _VARIED._replace(variant="time"),
+    _VARIED._replace(variant="hstu", targets=(3, 17), window=30),
+    _VARIED._replace(variant="relative"),
+    _VARIED._replace(variant="relative", targets=(1, 20), window=30),
+    _VARIED._replace(targets=(2, 18)),
+    _VARIED._replace(memory_dtype="int8"),
+    _VARIED._replace(targets=(1, 2), window=50, memory_dtype="fp8"),
+    _VARIED._replace(variant="silu", window=64, memory_dtype="fp8"),
+    _VARIED._replace(variant="relative", memory_dtype="int8"),
 )
-NO_MEMORY = tuple(
-    AttentionCase(new=(3, 21), variant=variant, targets=(1, 18), window=15)
-    for variant in ("softmax", "hstu", "relative")
+NO_MEMORY = (
+    AttentionCase(new=(3, 21), targets=(1, 18), window=15),
+    AttentionCase(new=(3, 21), variant="hstu", targets=(1, 18), window=15),
+    AttentionCase(new=(3, 21), variant="relative", targets=(1, 18), window=15),
 )
 # long enough for the launcher's own tiles to have several of each
 SHIPPED_PLAN = (

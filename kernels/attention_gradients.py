@@ -50,7 +50,7 @@ def reference_gradients(arguments: AttentionArguments, weight: torch.Tensor) -> 
     """By autograd of the reference, of (out * weight).sum()."""
     found, tensors, keywords = leaves(clean(arguments))
     out, _ = reference(*tensors, **keywords)
-    return dict(zip(found, torch.autograd.grad((out * weight).sum(), found.values(), allow_unused=True), strict=True))
+    return dict(zip(found, torch.autograd.grad((out * weight).sum(), tuple(found.values())), strict=True))
 
 
 def kernel_gradients(arguments: AttentionArguments, weight: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -61,7 +61,7 @@ def kernel_gradients(arguments: AttentionArguments, weight: torch.Tensor) -> dic
         gradients = segment_attention_backward(
             weight.to(out.dtype), None, *tensors[:3], out, lse2, tensors[3], memory_gradient=True, **keywords
         )
-    return {name: gradient for name, gradient in zip(NAMES, gradients, strict=True) if name in found}
+    return {name: x for name, x in zip(NAMES, gradients, strict=True) if name in found and x is not None}
 
 
 def compare_gradients(case: AttentionCase, dtype: torch.dtype, device: torch.device | str = "cpu") -> list[Comparison]:

@@ -107,4 +107,5 @@ def compare_block(case: BlockCase, dtype: torch.dtype, device: torch.device | st
         page, place = given.slots // case.page_size, given.slots % case.page_size
         written = (pages[page, place].flatten(1) for pages in (given.memory.k_pages, given.memory.v_pages))
         rows.append(torch.cat([part.double() for part in (out, *written)], dim=1))
-    return [compare("out and appended", *rows, dtype)]
+    ours, theirs, truth = rows
+    return [compare("out and appended", ours, theirs, truth, dtype)]

@@ -1,6 +1,6 @@
 """Problems for `catalogue_cross_entropy`, and their answers with every logit in memory."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ __all__ = ["SAMPLED", "SHAPES", "CrossEntropyCase", "compare_cross_entropy", "pl
 
 NUM_NEGATIVES = 45
 SMOOTHING = 0.1
-Sample = dict[str, torch.Tensor]
+Sample = dict[str, Any]  # tensors
 
 
 class CrossEntropyCase(NamedTuple):
@@ -92,9 +92,9 @@ def compare_cross_entropy(
 ) -> list[Comparison]:
     """Loss and gradients of the kernels."""
     hidden, items, targets, sample = case.make(dtype, device)
-    wide = [x.detach().double().requires_grad_() for x in (hidden, items)]
+    wide_hidden, wide_items = (x.detach().double().requires_grad_() for x in (hidden, items))
     wide_sample = {name: x.double() if x.is_floating_point() else x for name, x in sample.items()}
-    exact = results(plain(*wide, targets, case.smoothing, **wide_sample), *wide)
+    exact = results(plain(wide_hidden, wide_items, targets, case.smoothing, **wide_sample), wide_hidden, wide_items)
     same_dtype = results(plain(hidden, items, targets, case.smoothing, **sample), hidden, items)
     kernel = results(
         catalogue_cross_entropy_triton(hidden, items, targets, label_smoothing=case.smoothing, **sample), hidden, items
