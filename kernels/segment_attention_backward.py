@@ -16,7 +16,7 @@ import triton
 from longrec.errors import ArgumentError
 from longrec.kernels.attention_backward_distance import distance_gradient_kernel
 from longrec.kernels.attention_backward_key import key_gradient_kernel
-from longrec.kernels.attention_backward_plan import BackwardTile, plan_backward, sum_parts
+from longrec.kernels.attention_backward_plan import BackwardPlan, BackwardTile, plan_backward, sum_parts
 from longrec.kernels.attention_backward_query import query_gradient_kernel
 from longrec.kernels.attention_backward_rows import row_gradient_kernel
 from longrec.kernels.shipped import MAX_REGISTERS, target_of
@@ -67,6 +67,7 @@ def segment_attention_backward(
     time_bias: TimeBias | None = None,
     num_targets: torch.Tensor | None = None,
     memory_gradient: bool = False,
+    plan: BackwardPlan | None = None,
 ) -> AttentionGradients:
     """The gradients of `segment_attention`, whose arguments the others are; those are taken as checked by the forward.
 
@@ -78,6 +79,7 @@ def segment_attention_backward(
         out, lse2: the forward's results.
         memory_gradient: whether memory's keys and values have gradients, or are constants as in Transformer-XL (Dai et
             al., 2019, section 3.2). Pages that several users list get the sum.
+        plan: tiles; `plan_backward`'s by default.
 
     Raises:
         ArgumentError: a gradient asked of quantised memory; more than MAX_TIME_BUCKETS time buckets.
@@ -99,13 +101,9 @@ def segment_attention_backward(
             "lower fraction_bits",
         )
     scale = q.shape[2] ** -0.5 if scale is None else scale
-    plan = plan_backward(
-        target_of(q.device),
-        q.shape[2],
-        q.itemsize,
-        relative is not None,
-        position_bias is not None or time_bias is not None,
-    )
+    if plan is None:
+        biased = position_bias is not None or time_bias is not None
+        plan = plan_backward(target_of(q.device), q.shape[2], q.itemsize, relative is not None, biased)
     grad_q, grad_k, grad_v = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
     grad_own = None if num_targets is None else torch.zeros_like(lse2)
     arguments = {
