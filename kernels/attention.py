@@ -10,6 +10,7 @@ import torch
 
 from longrec.errors import ArgumentError
 from longrec.kernels.attention_plan import AttentionPlan
+from longrec.kernels.cpu.attention import attend_paged, fits_paged
 from longrec.kernels.cpu.packed import attend_packed
 from longrec.kernels.reference.attention import segment_attention as segment_attention_reference
 from longrec.kernels.segment_attention import AttentionBuffers
@@ -80,9 +81,13 @@ def segment_attention(
     _check_cpu(q, k, v, cu_seqlens, window)
     if memory is not None and not memory_gradient:
         memory = memory._replace(k_pages=memory.k_pages.detach(), v_pages=memory.v_pages.detach())
-    if memory is None and kind == "softmax" and all(term is None for term in terms.values()):
+    if all(term is None for term in terms.values()):
         scale = q.shape[-1] ** -0.5 if scale is None else scale
-        return attend_packed(q, k, v, cu_seqlens, window=window, scale=scale)
+        if memory is None and kind == "softmax":
+            return attend_packed(q, k, v, cu_seqlens, window=window, scale=scale)
+        if memory is not None and fits_paged(q, k, v, memory):
+            arguments = {"window": window, "scale": scale, "memory": memory, "kind": kind, "validate": validate}
+            return attend_paged(q, k, v, cu_seqlens, **arguments)
     return segment_attention_reference(
         q, k, v, cu_seqlens, window=window, scale=scale, memory=memory, kind=kind, **terms
     )
