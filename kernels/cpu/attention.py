@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from longrec.errors import MachineError
 from longrec.kernels.attention_checks import AttentionCall, check_attention_values
 from longrec.kernels.checks import check_tensor
 from longrec.kernels.types import AttentionKind, PagedMemory
 
-__all__ = ["attend_paged", "fits_paged", "prepare_paged"]
+__all__ = ["attend_paged", "fits_paged", "fits_pages", "prepare_paged"]
 
 PAGE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
 MAX_HEAD_DIM = 256
@@ -25,27 +26,28 @@ LOG2_E = 1.4426950408889634
 MIN_SHARED_WORK = 4_000_000
 
 
+def fits_pages(pages: torch.Tensor) -> bool:
+    """Whether there is a body for pages of this dtype and head_dim (a multiple of 8 up to 256)."""
+    return pages.dtype in PAGE_DTYPES and pages.shape[-1] % 8 == 0 and 0 < pages.shape[-1] <= MAX_HEAD_DIM
+
+
 def fits_paged(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, memory: PagedMemory) -> bool:
-    """Whether `attend_paged` takes these: float32 events, no gradient, head_dim a multiple of 8 up to 256, at most 16
-    query heads to a kv head, pages in float32, bfloat16, float16, or int8 with scales, all dense in D."""
+    """Whether `attend_paged` takes these: float32 events, no gradient, at most 16 query heads to a kv head, pages in
+    float32, bfloat16, float16, or int8 with scales, everything dense in D."""
     rows, pages = (q, k, v), (memory.k_pages, memory.v_pages)
     scaled = memory.k_scale is not None and memory.v_scale is not None
     return (
-        all(x.dtype == torch.float32 and x.stride(-1) == 1 for x in rows)
-        and not (torch.is_grad_enabled() and any(x.requires_grad for x in (*rows, *pages)))
-        and q.shape[2] % 8 == 0
-        and 0 < q.shape[2] <= MAX_HEAD_DIM
-        and q.shape[1] <= MAX_GROUP * k.shape[1]
-        and all(x.dtype == memory.k_pages.dtype and x.stride(-1) == 1 for x in pages)
-        and memory.k_pages.dtype in PAGE_DTYPES
+        fits_pages(memory.k_pages)
         and (memory.k_pages.dtype == torch.int8) == scaled
+        and q.shape[1] <= MAX_GROUP * k.shape[1]
+        and all(x.dtype == torch.float32 for x in rows)
+        and all(x.stride(-1) == 1 for x in (*rows, *pages))
+        and not (torch.is_grad_enabled() and any(x.requires_grad for x in (*rows, *pages)))
     )
 
 
 def prepare_paged(head_dim: int, dtype: torch.dtype, kind: AttentionKind = "softmax") -> None:
-    """Compile the body for one head_dim, page dtype and kind, or load it from numba's cache on disk (0.1 s).
-
-    Calling it while a model loads keeps the compiler (5 to 8 s) out of a request.
+    """Compile the body for one head_dim, page dtype and kind (3 s), or load it from numba's cache on disk.
     """
     _body(head_dim, dtype, kind)
 
@@ -101,7 +103,12 @@ def attend_paged(
 
 
 def _module() -> Any:
-    return importlib.import_module("longrec.kernels.cpu.attention_body")
+    try:
+        return importlib.import_module("longrec.kernels.cpu.attention_body")
+    except ModuleNotFoundError as error:
+        if error.name not in ("numba", "llvmlite"):
+            raise
+        raise MachineError("attention over memory on a CPU needs numba: pip install 'longrec[server]'") from error
 
 
 @functools.cache

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from numba import float32, from_dtype, int32, int64, njit, types, void
 
-from longrec.kernels.cpu.primitives import BFLOAT16, FLOAT16, exp2, maximum, offset, pointer
+from longrec.kernels.cpu.primitives import BFLOAT16, FLOAT16, exp2, maximum, offset, pointer, prefetch
 from longrec.kernels.cpu.vectors import dot, multiply_add
 
 __all__ = ["CALL", "LANES", "SPAN", "attention_body", "scratch_floats"]
@@ -70,6 +70,7 @@ def attention_body(head_dim: int, pages: str, silu: bool) -> Callable[..., None]
     sources = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))))
     version = int(sources.hexdigest()[:8], 16)
     entry = PAGE_TYPES[pages]
+    line = 64 * 8 // entry.bitwidth  # entries
     scaled = pages == "int8"
     columns = next(width for width in (64, 32, 16, 8) if head_dim % width == 0)
     tile_columns = min(columns, LANES)
@@ -123,8 +124,14 @@ def attention_body(head_dim: int, pages: str, silu: bool) -> Callable[..., None]
                             page = int64(table[j // c.page_size])
                             upto = min(j + c.page_size - place, stop, past)
                             base = offset(k_pages, page * c.k_page + place * c.k_place)
+                            values = offset(v_pages, page * c.v_page + place * c.v_place)
+                            following = int64(table[min(j // c.page_size + 1, (past - 1) // c.page_size)])
+                            ahead = offset(k_pages, following * c.k_page)
                             for n in range(upto - j):
                                 for kv_head in range(c.num_kv_heads):
+                                    for d in range(0, head_dim, line):
+                                        prefetch(offset(ahead, n * c.k_place + kv_head * c.k_page_head + d))
+                                        prefetch(offset(values, n * c.v_place + kv_head * c.v_page_head + d))
                                     key = offset(base, n * c.k_place + kv_head * c.k_page_head)
                                     for g in range(group):
                                         head = kv_head * group + g
