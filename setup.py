@@ -7,7 +7,10 @@ ROOMS = ["cli", "server", "client", "python_backend", "training", "modeling", "d
 
 CLIENT = ["tritonclient[grpc]>=2.50"]
 SERVER = ["torch>=2.6", "triton>=3.4", "safetensors>=0.5", "polars>=1.20", "lmdb>=1.5", "numba>=0.61", *CLIENT]
-TRAIN = ["torch>=2.6", "triton>=3.4", "safetensors>=0.5", "polars>=1.20", "matplotlib>=3.9", "numba>=0.61", "tensorboard>=2.18"]
+TRAIN = [
+    *("torch>=2.6", "triton>=3.4", "safetensors>=0.5", "polars>=1.20", "numba>=0.61"),
+    *("matplotlib>=3.9", "tensorboard>=2.18"),
+]
 DEV = ["ruff", "mypy", "pre-commit", "pytest", "pytest-timeout", "hypothesis", "ranx"]
 
 packages, package_dir = ["longrec"], {"longrec": "longrec"}

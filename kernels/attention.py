@@ -25,8 +25,8 @@ __all__ = ["prepare_attention", "segment_attention", "segment_attention_with_gra
 def prepare_attention(pages: torch.Tensor, dtype: torch.dtype, kind: AttentionKind = "softmax") -> None:
     """Compile what a CPU needs to attend events of `dtype` over such pages [P, S, Hkv, D], so that no request waits.
 
-    Takes 3 s the first time on a machine and 0.4 s (1.5 s to import numba) from then on; see `cpu/attention_body.py` for
-    where the compiled code is kept. Does nothing on a GPU, or for what the reference attends.
+    Takes 3 to 5 s the first time on a machine, and from then on 2 s, most of them numba's import;
+    `cpu/attention_body.py` says where compiled code is kept. Does nothing on a GPU, or for what the reference attends.
 
     Raises:
         MachineError: numba is missing.

@@ -1,4 +1,4 @@
-"""`segment_attention` over paged memory on a CPU: what `attention_body` takes, how threads share it, and its compilation.
+"""`segment_attention` over paged memory on a CPU: what `attention_body` takes, and how threads share it.
 
 Imports numba when it is first used, not before: whoever has no use for this body needs no numba.
 """
@@ -47,8 +47,7 @@ def fits_paged(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, memory: PagedM
 
 
 def prepare_paged(head_dim: int, dtype: torch.dtype, kind: AttentionKind = "softmax") -> None:
-    """Compile the body for one head_dim, page dtype and kind (3 s), or load it from numba's cache on disk.
-    """
+    """Compile the body for one head_dim, page dtype and kind (3 s), or load it from numba's cache on disk."""
     _body(head_dim, dtype, kind)
 
 
@@ -66,7 +65,9 @@ def attend_paged(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`segment_attention` with memory, without targets, biases or relative terms, where `fits_paged`.
 
-    Uses up to `torch.get_num_threads()` threads, the calling one among them. The answer's bits don't depend on how many.
+    Uses up to `torch.get_num_threads()` threads, the calling one among them; the answer's bits don't depend on how
+    many. They are plain threads of this call, since the body releases the GIL: numba's own pool would need a second,
+    parallel body, and its fallback (workqueue) can't be entered from two threads at once.
 
     Args:
         q: [T, Hq, D]. k, v: [T, Hkv, D].

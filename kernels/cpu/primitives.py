@@ -1,7 +1,7 @@
 """What numba lacks for the CPU bodies: raw pointers, page entries as float32, a maximum and an exp2 that vectorise.
 
-Pointers are C's: the address of a tensor's first element (`data_ptr()`) and offsets in elements, int64, no bounds checks
-and no negative indices, whose handling keeps LLVM from vectorising `a[start + d]`. Callers vouch for every offset.
+Pointers are C's: the address of a tensor's first element (`data_ptr()`) and offsets in elements, int64, no bounds
+checks and no negative indices, whose handling keeps LLVM from vectorising `a[start + d]`. Callers vouch for offsets.
 """
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
@@ -11,11 +11,13 @@ from numba import float32, int32, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-__all__ = ["BFLOAT16", "FLOAT16", "exp2", "maximum", "offset", "pointer", "prefetch", "widen_value"]
+__all__ = ["BFLOAT16", "FLOAT16", "LOWEST", "exp2", "maximum", "offset", "pointer", "prefetch", "silu", "widen_value"]
 
 # numba's CPU target has neither float: their bits, told apart by the sign of the integer type
 BFLOAT16, FLOAT16 = types.int16, types.uint16
 
+LOWEST = -3.4028234663852886e38  # of float32: stands in for a maximum of -inf, so that no difference is NaN
+LOG2_E = 1.4426950408889634
 ROUNDING = 12582912.0  # 1.5 * 2^23, whose unit is 1: a sum with it is rounded to an integer
 # 2^f on [-1/2, 1/2], minimax in relative error: 2e-9 before rounding
 C1, C2, C3, C4, C5, C6 = 0.6931472029, 0.2402264791, 0.05550332471, 0.009618437358, 0.001339887442, 0.0001535336189
@@ -118,3 +120,9 @@ def exp2(x):
     p = p * f + float32(1.0)
     power = _float(int32((_bits(rounded) - int32(0x4B400000) + int32(127)) << int32(23)))
     return float32(0.0) if x < low else p * power
+
+
+@njit(fastmath={"contract"})
+def silu(x):
+    """x / (1 + e^-x) in float32, 0 below -88, where it is above -1e-36."""
+    return float32(0.0) if x < float32(-88.0) else x / (float32(1.0) + exp2(x * float32(-LOG2_E)))
