@@ -1,8 +1,8 @@
 """The operators of longrec, one signature each; which body runs is decided by the tensors' device and by nothing else:
-Triton kernels on a GPU, PyTorch on the CPU."""
+Triton kernels on a GPU, PyTorch or numba on the CPU."""
 
 from longrec.kernels.append import append_memory
-from longrec.kernels.attention import segment_attention
+from longrec.kernels.attention import prepare_attention, segment_attention
 from longrec.kernels.block_decode import BlockWeights, block_decode, block_decode_fits
 from longrec.kernels.cross_entropy import catalogue_cross_entropy
 from longrec.kernels.reference import rotate
@@ -20,6 +20,7 @@ __all__ = [
     "block_decode_fits",
     "catalogue_cross_entropy",
     "catalogue_topk",
+    "prepare_attention",
     "rotate",
     "segment_attention",
 ]

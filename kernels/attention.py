@@ -1,7 +1,8 @@
 """`segment_attention`, the public operator: which body runs, and how the GPU's forward and backward hang together.
 
-On a GPU the Triton kernels (`segment_attention`, `segment_attention_backward`); on the CPU the packed body where users
-have no past and scores no extra terms, else the reference. The formula is in `reference/attention.py`.
+On a GPU the Triton kernels (`segment_attention`, `segment_attention_backward`). On the CPU, where scores have no extra
+terms: the packed body for users without a past, numba's for float32 events over memory, without gradient; else the
+reference. The formula is in `reference/attention.py`.
 """
 
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 
 from longrec.errors import ArgumentError
 from longrec.kernels.attention_plan import AttentionPlan
+from longrec.kernels.cpu.attention import attend_paged, fits_paged, fits_pages, prepare_paged
 from longrec.kernels.cpu.packed import attend_packed
 from longrec.kernels.reference.attention import segment_attention as segment_attention_reference
 from longrec.kernels.segment_attention import AttentionBuffers
@@ -17,7 +19,20 @@ from longrec.kernels.segment_attention import segment_attention as segment_atten
 from longrec.kernels.segment_attention_backward import segment_attention_backward
 from longrec.kernels.types import AttentionKind, PagedMemory, PositionBias, RelativeTerms, TimeBias
 
-__all__ = ["segment_attention", "segment_attention_with_gradient"]
+__all__ = ["prepare_attention", "segment_attention", "segment_attention_with_gradient"]
+
+
+def prepare_attention(pages: torch.Tensor, dtype: torch.dtype, kind: AttentionKind = "softmax") -> None:
+    """Compile what a CPU needs to attend events of `dtype` over such pages [P, S, Hkv, D], so that no request waits.
+
+    Takes 3 to 5 s the first time on a machine, and from then on 2 s, most of them numba's import;
+    `cpu/attention_body.py` says where compiled code is kept. Does nothing on a GPU, or for what the reference attends.
+
+    Raises:
+        MachineError: numba is missing.
+    """
+    if not pages.is_cuda and dtype == torch.float32 and fits_pages(pages):
+        prepare_paged(pages.shape[-1], pages.dtype, kind)
 
 
 def segment_attention(
@@ -80,9 +95,13 @@ def segment_attention(
     _check_cpu(q, k, v, cu_seqlens, window)
     if memory is not None and not memory_gradient:
         memory = memory._replace(k_pages=memory.k_pages.detach(), v_pages=memory.v_pages.detach())
-    if memory is None and kind == "softmax" and all(term is None for term in terms.values()):
+    if all(term is None for term in terms.values()):
         scale = q.shape[-1] ** -0.5 if scale is None else scale
-        return attend_packed(q, k, v, cu_seqlens, window=window, scale=scale)
+        if memory is None and kind == "softmax":
+            return attend_packed(q, k, v, cu_seqlens, window=window, scale=scale)
+        if memory is not None and fits_paged(q, k, v, memory):
+            arguments = {"window": window, "scale": scale, "memory": memory, "kind": kind, "validate": validate}
+            return attend_paged(q, k, v, cu_seqlens, **arguments)
     return segment_attention_reference(
         q, k, v, cu_seqlens, window=window, scale=scale, memory=memory, kind=kind, **terms
     )

@@ -105,6 +105,7 @@ class Engine:
         self.network, self.log, self.config = network, log, config
         self.device = network.start.device
         self.pool = MemoryPool(network.config, config, self.device, network.start.dtype)
+        kernels.prepare_attention(self.pool.k_pages[0], network.start.dtype)  # compiled now, not during a request
         self._steps = StepRunner(network, self.pool, decode_batches)
         self.counters = Counters()
         self._start = network.start.detach().float().cpu().numpy()

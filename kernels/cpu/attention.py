@@ -1,0 +1,177 @@
+"""`segment_attention` over paged memory on a CPU: what `attention_body` takes, and how threads share it.
+
+Imports numba when it is first used, not before: whoever has no use for this body needs no numba.
+"""
+
+import functools
+import importlib
+import threading
+from typing import Any
+
+import numpy as np
+import torch
+
+from longrec.errors import MachineError
+from longrec.kernels.attention_checks import AttentionCall, check_attention_values
+from longrec.kernels.checks import check_tensor
+from longrec.kernels.types import AttentionKind, PagedMemory
+
+__all__ = ["attend_paged", "fits_paged", "fits_pages", "prepare_paged"]
+
+PAGE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
+MAX_HEAD_DIM = 256
+MAX_GROUP = 16  # query heads of a kv head: a tile's lanes
+LOG2_E = 1.4426950408889634
+# multiply-adds below which a second thread costs more than it saves: starting one takes 60 us
+MIN_SHARED_WORK = 4_000_000
+
+
+def fits_pages(pages: torch.Tensor) -> bool:
+    """Whether there is a body for pages of this dtype and head_dim (a multiple of 8 up to 256)."""
+    return pages.dtype in PAGE_DTYPES and pages.shape[-1] % 8 == 0 and 0 < pages.shape[-1] <= MAX_HEAD_DIM
+
+
+def fits_paged(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, memory: PagedMemory) -> bool:
+    """Whether `attend_paged` takes these: float32 events, no gradient, at most 16 query heads to a kv head, pages in
+    float32, bfloat16, float16, or int8 with scales, everything dense in D."""
+    rows, pages = (q, k, v), (memory.k_pages, memory.v_pages)
+    scaled = memory.k_scale is not None and memory.v_scale is not None
+    return (
+        fits_pages(memory.k_pages)
+        and (memory.k_pages.dtype == torch.int8) == scaled
+        and q.shape[1] <= MAX_GROUP * k.shape[1]
+        and all(x.dtype == torch.float32 for x in rows)
+        and all(x.stride(-1) == 1 for x in (*rows, *pages))
+        and not (torch.is_grad_enabled() and any(x.requires_grad for x in (*rows, *pages)))
+    )
+
+
+def prepare_paged(head_dim: int, dtype: torch.dtype, kind: AttentionKind = "softmax") -> None:
+    """Compile the body for one head_dim, page dtype and kind (3 s), or load it from numba's cache on disk."""
+    _body(head_dim, dtype, kind)
+
+
+def attend_paged(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    *,
+    window: int,
+    scale: float,
+    memory: PagedMemory,
+    kind: AttentionKind,
+    validate: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`segment_attention` with memory, without targets, biases or relative terms, where `fits_paged`.
+
+    Uses up to `torch.get_num_threads()` threads, the calling one among them; the answer's bits don't depend on how
+    many. They are plain threads of this call, since the body releases the GIL: numba's own pool would need a second,
+    parallel body, and its fallback (workqueue) can't be entered from two threads at once.
+
+    Args:
+        q: [T, Hq, D]. k, v: [T, Hkv, D].
+        cu_seqlens: [B + 1] int32.
+        window, scale, memory, kind: as in the reference.
+        validate: check offsets, lengths and page indices, which are addresses here. Who passes False vouches for them.
+
+    Returns:
+        out [T, Hq, D], lse2 [T, Hq].
+
+    Raises:
+        ArgumentError: shapes and dtypes of `memory` that don't fit q and k; with `validate`, values too.
+    """
+    _check(q, k, cu_seqlens, memory, validate)
+    num_tokens, num_heads, head_dim = q.shape
+    out, lse2 = q.new_empty(q.shape), q.new_empty(num_tokens, num_heads)
+    if not num_tokens:
+        return out, lse2
+    body = _body(head_dim, memory.k_pages.dtype, kind)
+    shares = _num_shares(q, cu_seqlens, memory, window)
+    floats = _module().scratch_floats(num_heads, head_dim) + 64  # a cache line between shares, and more
+    scratch = q.new_empty(shares, floats // 16 * 16)
+    call = _describe(q, k, v, cu_seqlens, out, lse2, memory, window, scale if kind == "silu" else scale * LOG2_E)
+    helpers = [
+        threading.Thread(target=body, args=(call, scratch[share].data_ptr(), share, shares))
+        for share in range(1, shares)
+    ]
+    for helper in helpers:
+        helper.start()
+    body(call, scratch.data_ptr(), 0, shares)
+    for helper in helpers:
+        helper.join()
+    return out, lse2
+
+
+def _module() -> Any:
+    try:
+        return importlib.import_module("longrec.kernels.cpu.attention_body")
+    except ModuleNotFoundError as error:
+        if error.name not in ("numba", "llvmlite"):
+            raise
+        raise MachineError("attention over memory on a CPU needs numba: pip install 'longrec[server]'") from error
+
+
+@functools.cache
+def _body(head_dim: int, dtype: torch.dtype, kind: AttentionKind) -> Any:
+    return _module().attention_body(head_dim, str(dtype).removeprefix("torch."), kind == "silu")
+
+
+def _num_shares(q: torch.Tensor, cu_seqlens: torch.Tensor, memory: PagedMemory, window: int) -> int:
+    threads = torch.get_num_threads()
+    if threads == 1:
+        return 1
+    keys = (memory.lengths + cu_seqlens.diff()).clamp(max=window).double()
+    work = float((keys * cu_seqlens.diff()).sum()) * q.shape[1] * q.shape[2] * 2
+    return max(1, min(threads, int(work / MIN_SHARED_WORK) + 1))
+
+
+def _describe(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    out: torch.Tensor,
+    lse2: torch.Tensor,
+    memory: PagedMemory,
+    window: int,
+    scale: float,
+) -> np.ndarray[Any, Any]:
+    """One `CALL`. Holds addresses: the tensors must outlive it."""
+
+    def rows(x: torch.Tensor) -> tuple[int, int, int]:
+        return x.data_ptr(), x.stride(0), x.stride(1)
+
+    def places(x: torch.Tensor | None) -> tuple[int, int, int, int]:
+        return (0, 0, 0, 0) if x is None else (x.data_ptr(), x.stride(0), x.stride(1), x.stride(2))
+
+    fields = (
+        *rows(q), *rows(k), *rows(v), out.data_ptr(), lse2.data_ptr(), cu_seqlens.data_ptr(),
+        *places(memory.k_pages), *places(memory.v_pages), *places(memory.k_scale), *places(memory.v_scale),
+        memory.page_indptr.data_ptr(), memory.page_indices.data_ptr(), memory.lengths.data_ptr(),
+        memory.k_pages.shape[1], len(cu_seqlens) - 1, q.shape[1], k.shape[1], min(window, 1 << 30), scale,
+    )  # fmt: skip
+    return np.array([fields], _module().CALL)
+
+
+def _check(q: torch.Tensor, k: torch.Tensor, cu_seqlens: torch.Tensor, memory: PagedMemory, validate: bool) -> None:
+    """Everything that becomes an address; values only with `validate`."""
+    num_users = len(cu_seqlens) - 1
+    check_tensor("cu_seqlens", cu_seqlens, [("B + 1", None)], (torch.int32,), q, 0)
+    pages = [("P", None), ("S", None), ("Hkv", k.shape[1]), ("D", k.shape[2])]
+    check_tensor("memory.k_pages", memory.k_pages, pages, PAGE_DTYPES, q, 3)
+    pages[:2] = zip("PS", memory.k_pages.shape[:2], strict=True)
+    check_tensor("memory.v_pages", memory.v_pages, pages, (memory.k_pages.dtype,), q, 3)
+    for name, scales in (("memory.k_scale", memory.k_scale), ("memory.v_scale", memory.v_scale)):
+        if scales is not None:
+            check_tensor(name, scales, pages[:3], (torch.float32,), q, 3)
+    check_tensor("memory.page_indptr", memory.page_indptr, [("B + 1", num_users + 1)], (torch.int32,), q, 0)
+    check_tensor("memory.page_indices", memory.page_indices, [("N", None)], (torch.int32,), q, 0)
+    check_tensor("memory.lengths", memory.lengths, [("B", num_users)], (torch.int32,), q, 0)
+    if validate:
+        check_attention_values(
+            AttentionCall(
+                q, k, k, cu_seqlens, window=1, scale=1.0, memory=memory, kind="softmax", relative=None,
+                position_bias=None, time_bias=None, num_targets=None, max_new=len(q), max_memory=1 << 30,
+            )
+        )  # fmt: skip
