@@ -10,11 +10,13 @@ from typing import Any
 import torch
 
 from longrec.errors import ArgumentError
+from longrec.kernels.attention_checks import DTYPES, SCALED_DTYPES, check_attention_values, check_memory
 from longrec.kernels.attention_plan import AttentionPlan
+from longrec.kernels.checks import check_tensor
 from longrec.kernels.cpu.attention import attend_paged, fits_paged, fits_pages, prepare_paged
 from longrec.kernels.cpu.packed import attend_packed
 from longrec.kernels.reference.attention import segment_attention as segment_attention_reference
-from longrec.kernels.segment_attention import AttentionBuffers
+from longrec.kernels.segment_attention import AttentionBuffers, call_of
 from longrec.kernels.segment_attention import segment_attention as segment_attention_triton
 from longrec.kernels.segment_attention_backward import segment_attention_backward
 from longrec.kernels.types import AttentionKind, PagedMemory, PositionBias, RelativeTerms, TimeBias
@@ -67,14 +69,14 @@ def segment_attention(
         kind: "softmax" or "silu". relative, position_bias, time_bias, num_targets: as in the reference.
         memory_gradient: whether memory's pages get gradients, or are constants as in Transformer-XL (Dai et al., 2019,
             section 3.2).
-        max_new, max_memory, plan, buffers, validate: as in `segment_attention_triton`; a CPU has no use for them.
+        max_new, max_memory, plan, buffers, validate: as in `segment_attention_triton`; a CPU has no use for plans.
 
     Returns:
         out [T, Hq, D] in q's dtype, and lse2 [T, Hq], the base-2 log-sum-exp of the scores: -inf (and out 0) for a row
         that sees nothing; zeros for "silu". lse2 carries no gradient on the CPU's packed body.
 
     Raises:
-        ArgumentError: what doesn't fit; on a GPU everything is checked before any launch.
+        ArgumentError: what doesn't fit; everything is checked before any launch.
     """
     terms: dict[str, Any] = {
         "relative": relative,
@@ -92,7 +94,10 @@ def segment_attention(
                 q, k, v, cu_seqlens, memory_gradient=memory_gradient, **arguments, **bounds
             )
         return segment_attention_triton(q, k, v, cu_seqlens, plan=plan, buffers=buffers, **arguments, **bounds)
-    _check_cpu(q, k, v, cu_seqlens, window)
+    _check_cpu(q, k, v, cu_seqlens, window, memory)
+    if validate:
+        bounds = {"max_new": max_new, "max_memory": max_memory}
+        check_attention_values(call_of(q, k, v, cu_seqlens, window=window, memory=memory, **terms, **bounds))
     if memory is not None and not memory_gradient:
         memory = memory._replace(k_pages=memory.k_pages.detach(), v_pages=memory.v_pages.detach())
     if all(term is None for term in terms.values()):
@@ -100,8 +105,7 @@ def segment_attention(
         if memory is None and kind == "softmax":
             return attend_packed(q, k, v, cu_seqlens, window=window, scale=scale)
         if memory is not None and fits_paged(q, k, v, memory):
-            arguments = {"window": window, "scale": scale, "memory": memory, "kind": kind, "validate": validate}
-            return attend_paged(q, k, v, cu_seqlens, **arguments)
+            return attend_paged(q, k, v, cu_seqlens, window=window, scale=scale, memory=memory, kind=kind)
     return segment_attention_reference(
         q, k, v, cu_seqlens, window=window, scale=scale, memory=memory, kind=kind, **terms
     )
@@ -151,14 +155,26 @@ def _differentiable(q: Any, k: Any, v: Any, arguments: dict[str, Any]) -> tuple[
     return (q, k, v, *pages, *terms, *tables)
 
 
-def _check_cpu(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu_seqlens: torch.Tensor, window: int) -> None:
-    """Shapes alone: the reference takes any float dtype and head_dim."""
+def _check_cpu(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    window: int,
+    memory: PagedMemory | None,
+) -> None:
+    """What the host knows; bodies on the CPU take any float dtype, head_dim and page size."""
     if q.ndim != 3 or k.ndim != 3 or k.shape[0] != q.shape[0] or k.shape[2] != q.shape[2] or q.shape[1] % k.shape[1]:
         expected = "[T, Hkv, D] for q [T, Hq, D], Hq a multiple of Hkv"
         raise ArgumentError("k", expected, f"{list(k.shape)} for q {list(q.shape)}")
     if v.shape != k.shape:
         raise ArgumentError("v", f"k's shape {list(k.shape)}", str(list(v.shape)))
-    if cu_seqlens.ndim != 1 or cu_seqlens.dtype != torch.int32 or not len(cu_seqlens):
-        raise ArgumentError("cu_seqlens", "int32 [B + 1]", f"{cu_seqlens.dtype} {list(cu_seqlens.shape)}")
+    if k.dtype != q.dtype or v.dtype != q.dtype:
+        raise ArgumentError("k and v", f"q's dtype {q.dtype}", f"{k.dtype} and {v.dtype}")
+    check_tensor("cu_seqlens", cu_seqlens, [("B + 1", None)], (torch.int32,), q, 0)
+    if not len(cu_seqlens):
+        raise ArgumentError("cu_seqlens", "B + 1 offsets, the first 0", "none")
     if window < 1:
-        raise ArgumentError(f"window={window}", "at least 1")
+        raise ArgumentError(f"window={window}", "at least 1: a query sees itself")
+    if memory is not None:
+        check_memory(memory, q, len(cu_seqlens) - 1, k.shape[1], (*DTYPES, torch.float64, *SCALED_DTYPES))

@@ -1,5 +1,6 @@
 """What `segment_attention` checks of its arguments before any launch. Nothing is launched here, forward or backward."""
 
+from collections.abc import Collection
 from typing import NamedTuple, get_args
 
 import torch
@@ -8,7 +9,17 @@ from longrec.errors import ArgumentError
 from longrec.kernels.checks import check_tensor, check_values
 from longrec.kernels.types import AttentionKind, PagedMemory, PositionBias, RelativeTerms, TimeBias
 
-__all__ = ["HEAD_DIMS", "MAX_TARGETS", "PAGE_SIZES", "AttentionCall", "check_attention", "check_attention_values"]
+__all__ = [
+    "DTYPES",
+    "HEAD_DIMS",
+    "MAX_TARGETS",
+    "PAGE_SIZES",
+    "SCALED_DTYPES",
+    "AttentionCall",
+    "check_attention",
+    "check_attention_values",
+    "check_memory",
+]
 
 HEAD_DIMS = (16, 32, 64, 128, 256)
 PAGE_SIZES = (16, 32, 64, 128)
@@ -68,20 +79,33 @@ def check_attention(call: AttentionCall) -> None:
     if call.num_targets is not None:
         check_tensor("num_targets", call.num_targets, [("B", num_users)], (torch.int32,), q, 0)
     if call.memory is not None:
-        _check_memory(call.memory, q, num_users, num_kv_heads)
+        check_memory(call.memory, q, num_users, num_kv_heads, (q.dtype, *SCALED_DTYPES))
+        page_size = call.memory.k_pages.shape[1]
+        if page_size not in PAGE_SIZES:
+            raise ArgumentError(f"memory.k_pages: page size {page_size}", f"one of {PAGE_SIZES}")
+        _check_strides("memory.k_pages", call.memory.k_pages)
+        _check_strides("memory.v_pages", call.memory.v_pages)
     _check_terms(call)
 
 
-def _check_memory(memory: PagedMemory, q: torch.Tensor, num_users: int, num_kv_heads: int) -> None:
+def check_memory(
+    memory: PagedMemory, q: torch.Tensor, num_users: int, num_kv_heads: int, dtypes: Collection[torch.dtype]
+) -> None:
+    """Check what the host knows of paged memory, but for what only kernels ask of it.
+
+    Args:
+        q: [T, Hq, D], whose device is expected.
+        num_users, num_kv_heads: B, Hkv.
+        dtypes: that pages may have.
+
+    Raises:
+        ArgumentError: naming argument, expected and got.
+    """
     shape = [("P", None), ("S", None), ("Hkv", num_kv_heads), ("D", q.shape[2])]
-    check_tensor("memory.k_pages", memory.k_pages, shape, (q.dtype, *SCALED_DTYPES), q, 3)
+    check_tensor("memory.k_pages", memory.k_pages, shape, dtypes, q, 3)
     num_pages, page_size = memory.k_pages.shape[:2]
-    if page_size not in PAGE_SIZES:
-        raise ArgumentError(f"memory.k_pages: page size {page_size}", f"one of {PAGE_SIZES}")
     shape = [("P", num_pages), ("S", page_size), ("Hkv", num_kv_heads)]
     check_tensor("memory.v_pages", memory.v_pages, [*shape, ("D", q.shape[2])], (memory.k_pages.dtype,), q, 3)
-    _check_strides("memory.k_pages", memory.k_pages)
-    _check_strides("memory.v_pages", memory.v_pages)
     scaled = memory.k_pages.dtype in SCALED_DTYPES
     for name, scale in (("memory.k_scale", memory.k_scale), ("memory.v_scale", memory.v_scale)):
         if scaled != (scale is not None):

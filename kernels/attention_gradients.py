@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from longrec.kernels.attention_backward_plan import BackwardPlan
 from longrec.kernels.attention_cases import AttentionArguments, AttentionCase
 from longrec.kernels.exactness import Comparison, compare
 from longrec.kernels.reference import segment_attention as reference
@@ -53,22 +54,29 @@ def reference_gradients(arguments: AttentionArguments, weight: torch.Tensor) -> 
     return dict(zip(found, torch.autograd.grad((out * weight).sum(), tuple(found.values())), strict=True))
 
 
-def kernel_gradients(arguments: AttentionArguments, weight: torch.Tensor) -> dict[str, torch.Tensor]:
-    """By the kernels' forward and backward, of (out * weight).sum()."""
+def kernel_gradients(
+    arguments: AttentionArguments, weight: torch.Tensor, plan: BackwardPlan | None = None
+) -> dict[str, torch.Tensor]:
+    """By the kernels' forward and backward, of (out * weight).sum(); `plan`: other tiles than those that ship."""
     found, tensors, keywords = leaves(arguments)
     with torch.no_grad():
         out, lse2 = segment_attention(*tensors, **keywords)
         gradients = segment_attention_backward(
-            weight.to(out.dtype), None, *tensors[:3], out, lse2, tensors[3], memory_gradient=True, **keywords
+            weight.to(out.dtype), None, *tensors[:3], out, lse2, tensors[3], memory_gradient=True, plan=plan, **keywords
         )
     return {name: x for name, x in zip(NAMES, gradients, strict=True) if name in found and x is not None}
 
 
-def compare_gradients(case: AttentionCase, dtype: torch.dtype, device: torch.device | str = "cpu") -> list[Comparison]:
+def compare_gradients(
+    case: AttentionCase,
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    plan: BackwardPlan | None = None,
+) -> list[Comparison]:
     """Every gradient of a case; two rounding units, one for the forward's results and one for the gradient."""
     arguments = case.make(dtype, device)
     weight = torch.randn(arguments.tensors[0].shape, device=device).to(dtype)
     exact = reference_gradients(arguments.to(torch.float64), weight.double())
     same_dtype = reference_gradients(arguments, weight)
-    ours = kernel_gradients(arguments, weight)
+    ours = kernel_gradients(arguments, weight, plan)
     return [compare(f"grad {name}", ours[name], same_dtype[name], exact[name], dtype, units=2) for name in exact]

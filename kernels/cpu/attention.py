@@ -12,8 +12,6 @@ import numpy as np
 import torch
 
 from longrec.errors import MachineError
-from longrec.kernels.attention_checks import AttentionCall, check_attention_values
-from longrec.kernels.checks import check_tensor
 from longrec.kernels.types import AttentionKind, PagedMemory
 
 __all__ = ["attend_paged", "fits_paged", "fits_pages", "prepare_paged"]
@@ -61,9 +59,9 @@ def attend_paged(
     scale: float,
     memory: PagedMemory,
     kind: AttentionKind,
-    validate: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`segment_attention` with memory, without targets, biases or relative terms, where `fits_paged`.
+    """`segment_attention` with memory, without targets, biases or relative terms, where `fits_paged`. Nothing is checked
+    here: offsets, lengths and page indices become addresses, for which the dispatcher and its caller vouch.
 
     Uses up to `torch.get_num_threads()` threads, the calling one among them; the answer's bits don't depend on how
     many. They are plain threads of this call, since the body releases the GIL: numba's own pool would need a second,
@@ -73,15 +71,10 @@ def attend_paged(
         q: [T, Hq, D]. k, v: [T, Hkv, D].
         cu_seqlens: [B + 1] int32.
         window, scale, memory, kind: as in the reference.
-        validate: check offsets, lengths and page indices, which are addresses here. Who passes False vouches for them.
 
     Returns:
         out [T, Hq, D], lse2 [T, Hq].
-
-    Raises:
-        ArgumentError: shapes and dtypes of `memory` that don't fit q and k; with `validate`, values too.
     """
-    _check(q, k, cu_seqlens, memory, validate)
     num_tokens, num_heads, head_dim = q.shape
     out, lse2 = q.new_empty(q.shape), q.new_empty(num_tokens, num_heads)
     if not num_tokens:
@@ -152,26 +145,3 @@ def _describe(
         memory.k_pages.shape[1], len(cu_seqlens) - 1, q.shape[1], k.shape[1], min(window, 1 << 30), scale,
     )  # fmt: skip
     return np.array([fields], _module().CALL)
-
-
-def _check(q: torch.Tensor, k: torch.Tensor, cu_seqlens: torch.Tensor, memory: PagedMemory, validate: bool) -> None:
-    """Everything that becomes an address; values only with `validate`."""
-    num_users = len(cu_seqlens) - 1
-    check_tensor("cu_seqlens", cu_seqlens, [("B + 1", None)], (torch.int32,), q, 0)
-    pages = [("P", None), ("S", None), ("Hkv", k.shape[1]), ("D", k.shape[2])]
-    check_tensor("memory.k_pages", memory.k_pages, pages, PAGE_DTYPES, q, 3)
-    pages[:2] = zip("PS", memory.k_pages.shape[:2], strict=True)
-    check_tensor("memory.v_pages", memory.v_pages, pages, (memory.k_pages.dtype,), q, 3)
-    for name, scales in (("memory.k_scale", memory.k_scale), ("memory.v_scale", memory.v_scale)):
-        if scales is not None:
-            check_tensor(name, scales, pages[:3], (torch.float32,), q, 3)
-    check_tensor("memory.page_indptr", memory.page_indptr, [("B + 1", num_users + 1)], (torch.int32,), q, 0)
-    check_tensor("memory.page_indices", memory.page_indices, [("N", None)], (torch.int32,), q, 0)
-    check_tensor("memory.lengths", memory.lengths, [("B", num_users)], (torch.int32,), q, 0)
-    if validate:
-        check_attention_values(
-            AttentionCall(
-                q, k, k, cu_seqlens, window=1, scale=1.0, memory=memory, kind="softmax", relative=None,
-                position_bias=None, time_bias=None, num_targets=None, max_new=len(q), max_memory=1 << 30,
-            )
-        )  # fmt: skip

@@ -4,7 +4,8 @@ gradients."""
 import pytest
 import torch
 
-from longrec.kernels.attention_cases import GRADIENTS
+from longrec.kernels.attention_backward_plan import BackwardPlan, BackwardTile
+from longrec.kernels.attention_cases import GRADIENTS, AttentionCase
 from longrec.kernels.attention_gradients import clean, compare_gradients, kernel_gradients, leaves
 from longrec.kernels.reference import segment_attention as reference
 
@@ -26,6 +27,24 @@ def test_reference_gradcheck(case):
 @pytest.mark.parametrize("case", GRADIENTS, ids=lambda case: case.id)
 def test_kernel_is_as_exact_as_pytorch_in_the_same_dtype(case, dtype):
     for comparison in compare_gradients(case, dtype):
+        assert comparison.passed, comparison
+
+
+TILES = {
+    "pieces": BackwardTile(16, 16, 16, 4, 2),
+    "wide-keys": BackwardTile(16, 32, 32, 4, 2),
+    "large": BackwardTile(32, 64, 32, 4, 2),
+}
+
+
+@pytest.mark.parametrize("tile", TILES)
+@pytest.mark.parametrize("variant", ["hstu", "relative"])
+def test_any_tile_gives_the_gradients(variant, tile):
+    """Rows of tiles that differ from columns, and heads loaded piece by piece."""
+    case = AttentionCase((5, 40), (20, 3), (2, 1), 32, variant=variant, window=33, targets=(2, 9))
+    chosen = TILES[tile]
+    plan = BackwardPlan(chosen._replace(block_d=32), chosen, chosen, chosen)
+    for comparison in compare_gradients(case, torch.float32, plan=plan):
         assert comparison.passed, comparison
 
 

@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from longrec.errors import ArgumentError
+from longrec.kernels import segment_attention
 from longrec.kernels.attention_cases import AttentionCase
-from longrec.kernels.segment_attention import AttentionBuffers, segment_attention
+from longrec.kernels.segment_attention import AttentionBuffers
+from longrec.kernels.segment_attention import segment_attention as segment_attention_triton
 
 CASE = AttentionCase((3, 5), past=(20, 33), heads=(4, 2))
 
@@ -93,12 +95,12 @@ VALUES = {
 }
 
 
-def refuse(change, message, **more):
+def refuse(body, change, message, **more):
     made = CASE.make(torch.float32)
     arguments = change(dict(zip(("q", "k", "v", "cu_seqlens"), made.tensors, strict=True)) | made.keywords | more)
     out, lse2 = torch.full((8, 4, 16), torch.nan), torch.full((8, 4), torch.nan)
     with pytest.raises(ArgumentError, match=message):
-        segment_attention(**arguments, buffers=AttentionBuffers(out, lse2))
+        body(**arguments, buffers=AttentionBuffers(out, lse2))
     assert out.isnan().all()  # nothing was launched
 
 
@@ -106,10 +108,11 @@ def refuse(change, message, **more):
 @pytest.mark.parametrize("name", SHAPES)
 def test_shapes_are_always_checked(name, validate):
     change, message = SHAPES[name]
-    refuse(change, message, validate=validate)
+    refuse(segment_attention_triton, change, message, validate=validate)
 
 
+@pytest.mark.parametrize("body", [segment_attention, segment_attention_triton], ids=["cpu", "kernel"])
 @pytest.mark.parametrize("name", VALUES)
-def test_values_are_checked(name):
+def test_values_are_checked(name, body):
     change, message = VALUES[name]
-    refuse(change, message)
+    refuse(body, change, message)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from longrec.errors import ArgumentError
 from longrec.kernels import append_memory, reference, segment_attention
 from longrec.kernels.attention_cases import AttentionArguments, AttentionCase
-from longrec.kernels.cpu.attention import attend_paged, fits_paged
+from longrec.kernels.cpu.attention import fits_paged
 from longrec.kernels.types import PagedMemory
 
 # at most 4 rows (new events x heads of a group) of a user go query by query, more in tiles of 16
@@ -228,12 +228,3 @@ def test_what_would_read_outside_of_the_pages_is_named(field: str, value: list[i
 def test_the_kernels_import_without_numba() -> None:
     code = "import sys; sys.modules['numba'] = None; import longrec.kernels"
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_the_body_is_called_with_what_the_operator_vouches_for() -> None:
-    """`validate=False` skips values alone."""
-    arguments = AttentionCase(new=(2,), past=(9,)).make(torch.float32)
-    keywords = {**arguments.keywords, "scale": 0.25, "validate": False}
-    expected = segment_attention(*arguments.tensors, **arguments.keywords)
-    for a, b in zip(attend_paged(*arguments.tensors, **keywords), expected, strict=True):
-        assert torch.equal(a, b)
