@@ -61,7 +61,9 @@ class Transformer(nn.Module):
         self.config = config
         self.items = nn.Embedding(config.num_items + 1, config.dim)  # the last row: an item that isn't in the catalogue
         self.gaps = nn.Embedding(config.num_gap_buckets, config.dim)
-        self.blocks = nn.ModuleList(Block(config, dropout) for _ in range(config.num_layers))
+        self.blocks: Sequence[Block] = nn.ModuleList(  # type: ignore[assignment]
+            Block(config, dropout) for _ in range(config.num_layers)
+        )
         self.norm = nn.RMSNorm(config.dim, eps=NORM_EPS)
         self.start = nn.Parameter(torch.empty(config.dim))
         self.dropout = Dropout(dropout)
@@ -192,7 +194,7 @@ class Block(nn.Module):
         heads, kv_heads, base = self.config.num_heads, self.config.num_kv_heads, self.config.rotary_base
         qkv = self.qkv(x).unflatten(-1, (heads + 2 * kv_heads, self.config.head_dim))  # [T, Hq + 2 Hkv, D]
         past: kernels.PagedMemory | None = None
-        bounds: dict[str, int | None] = {}
+        max_new = max_memory = None
         if memory is None:
             rotated = kernels.rotate(qkv[:, : heads + kv_heads], positions, base)
             q, k, v = rotated[:, :heads], rotated[:, heads:], qkv[:, heads + kv_heads :]
@@ -201,8 +203,17 @@ class Block(nn.Module):
             q, k, v = qkv.split((heads, kv_heads, kv_heads), dim=1)
             pages = (past.k_pages, past.v_pages)
             q, k = kernels.append_memory(q, k, v, positions, memory.slots, *pages, rotary_base=base, validate=False)
-            bounds = {"max_new": memory.max_new, "max_memory": memory.max_memory}
+            max_new, max_memory = memory.max_new, memory.max_memory
         # values aren't checked: who packs batches and pages vouches for them, and on a GPU the host would wait
-        window = self.config.window
-        out, _ = kernels.segment_attention(q, k, v, cu_seqlens, window=window, memory=past, validate=False, **bounds)
+        out, _ = kernels.segment_attention(
+            q,
+            k,
+            v,
+            cu_seqlens,
+            window=self.config.window,
+            memory=past,
+            max_new=max_new,
+            max_memory=max_memory,
+            validate=False,
+        )
         return out.flatten(1)  # [T, Hq * D]

@@ -65,18 +65,20 @@ class StepRunner:
             decode = next((decode for decode in self._decodes if decode.batch >= num_users), None)
             if decode is not None:
                 return decode.run(inputs)
-        on_device = StepInputs(*(torch.from_numpy(array).to(self._device) for array in inputs))
+        items, gaps, positions, slots, cu_seqlens, page_indptr, page_indices, lengths = (
+            torch.from_numpy(array).to(self._device) for array in inputs
+        )
         memory = ServingMemory(
             self._pool.k_pages,
             self._pool.v_pages,
-            on_device.page_indptr,
-            on_device.page_indices,
-            on_device.lengths,
-            on_device.slots,
+            page_indptr,
+            page_indices,
+            lengths,
+            slots,
             max_new=int(np.diff(inputs.cu_seqlens).max()),
             max_memory=int(inputs.lengths.max()),
         )
-        hidden = self._network(on_device.items, on_device.gaps, on_device.positions, on_device.cu_seqlens, memory)
+        hidden = self._network(items, gaps, positions, cu_seqlens, memory)
         return hidden.float().cpu().numpy()  # type: ignore[no-any-return]
 
 
@@ -102,8 +104,10 @@ class DecodeStep:
         self._device64 = self._host64.to(device, copy=True)
         self._device32 = self._host32.to(device, copy=True)
         self._rows = self._host64.numpy()  # items, gaps, positions, slots
-        self._page_indptr, self._lengths, self._page_indices = (part.numpy() for part in self._host32.split(sizes))
-        page_indptr, lengths, page_indices = self._device32.split(sizes)
+        self._page_indptr, self._lengths, self._page_indices = (
+            part.numpy() for part in torch.split(self._host32, sizes)
+        )
+        page_indptr, lengths, page_indices = torch.split(self._device32, sizes)
         self._memory = ServingMemory(
             pool.k_pages,
             pool.v_pages,
@@ -138,7 +142,7 @@ class DecodeStep:
             self._hidden.copy_(self._forward())
         else:
             self._graph.replay()
-        return self._hidden[:num_users].float().cpu().numpy()  # type: ignore[no-any-return]
+        return self._hidden[:num_users].float().cpu().numpy()
 
     def _clear(self, num_users: int, num_pages: int) -> None:
         """Make the rows from `num_users` on empty."""
@@ -159,7 +163,7 @@ class DecodeStep:
     def _capture(self, device: torch.device) -> None:
         """Capture the pass; it is run before on a side stream, which compiles kernels and fills constant tables."""
         torch.cuda.synchronize(device)
-        stream = torch.cuda.Stream(device)
+        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         with torch.cuda.stream(stream):
             self._forward()
         torch.cuda.synchronize(device)

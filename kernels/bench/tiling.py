@@ -147,12 +147,13 @@ def main(name: str) -> None:
     plans: dict[tuple[Any, ...], dict[str, tuple[int, ...]]] = {}
     for key, part, values in found:
         plans.setdefault(key, {})[part] = values
+    parts = max(plans.values(), key=len)
     lines = [
         f'"""{title}.\n\nMade by `python -m longrec.kernels.bench.tiling {name}`; not for editing.\n"""\n',
         "# fmt: off",
         "TABLE: dict[tuple[str | int, ...], tuple[tuple[int, ...], ...]] = {",
-        f"    # each a {tile}: {', '.join(max(plans.values(), key=len))}",
-        *(f"    {key}:\n        {tuple(parts.values())}," for key, parts in plans.items()),
+        f"    # each a {tile}: {', '.join(parts)}",
+        *(f"    {key}:\n        {tuple(tiles.values())}," for key, tiles in plans.items()),
         "}",
     ]
     table = Path(__file__).parents[1] / f"{name}_table.py"

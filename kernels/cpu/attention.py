@@ -60,8 +60,9 @@ def attend_paged(
     memory: PagedMemory,
     kind: AttentionKind,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`segment_attention` with memory, without targets, biases or relative terms, where `fits_paged`. Nothing is checked
-    here: offsets, lengths and page indices become addresses, for which the dispatcher and its caller vouch.
+    """`segment_attention` with memory, without targets, biases or relative terms, where `fits_paged`.
+
+    Nothing is checked here: offsets, lengths and page indices become addresses, for which dispatcher and caller vouch.
 
     Uses up to `torch.get_num_threads()` threads, the calling one among them; the answer's bits don't depend on how
     many. They are plain threads of this call, since the body releases the GIL: numba's own pool would need a second,
