@@ -66,6 +66,8 @@ def configuration(part: str, tile: Tile, target: int, dtype: str, dim: int, samp
         else:
             signature[name] = "fp32" if name in FLOATS else "i32"
     multiplies = part in ("lse", "hidden", "items")
+    # float32's products for the hidden states' gradient take the items from registers: they are not pipelined
+    pipelined = tile.num_stages > 1 and dim % 16 == 0 and (part, dtype) != ("hidden", "fp32")
     return Shipped(
         kernel=f"catalogue_cross_entropy.{part}",
         config=f"{dtype}-D{dim}-{'sampled' if sampled else 'full'}",
@@ -76,7 +78,7 @@ def configuration(part: str, tile: Tile, target: int, dtype: str, dim: int, samp
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
         maxnreg=MAX_REGISTERS,
-        expects=("matrix", *(("async_copy",) if tile.num_stages > 1 and dim % 16 == 0 else ())) if multiplies else (),
+        expects=("matrix", *(("async_copy",) if pipelined else ())) if multiplies else (),
         divisible=() if dim % 16 else ("hidden_stride", "items_stride"),
         subset=(dtype, dim) == ("bf16", 64),
     )

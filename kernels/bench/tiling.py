@@ -89,16 +89,23 @@ def cross_entropy() -> Iterator[Search]:
                 for target, sampled in product(TRIED_ON[where[0]], (True, False)):
                     yield cross_entropy_shipped.configuration(part, tile, target, DTYPES[where[2]], where[1], sampled)
 
-            yield Search((units, *key, itemsize), part, _loss_candidates(itemsize), entries)
+            yield Search((units, *key, itemsize), part, _loss_candidates(key[0], itemsize), entries)
 
 
-def _loss_candidates(itemsize: int) -> list[Tile]:
+def _loss_candidates(width: int, itemsize: int) -> list[Tile]:
+    """Large tiles first; what could never fit 255 registers a thread isn't tried, for spilling takes long to compile."""
     if itemsize == 4:
         sides = [(64, 64, 8), (32, 64, 4), (32, 32, 4), (32, 32, 8), (16, 32, 4), (16, 32, 8), (16, 16, 4), (16, 16, 8)]
     else:
         sides = [(128, 128, 8), (128, 64, 8), (64, 64, 4), (64, 64, 8), (64, 32, 4), (32, 32, 4), (32, 32, 8)]
         sides += [(16, 32, 4), (16, 16, 4), (16, 16, 8)]
-    return [Tile(m, n, warps, 2) for m, n, warps in sides] + [Tile(16, 16, 8, 1)]
+    pieces = {2: 0.5, 4: 2.0}[itemsize]  # registers an element: float32 is multiplied in parts
+    fitting = [
+        Tile(m, n, warps, 2)
+        for m, n, warps in sides
+        if ((m + n) * width * pieces + max(m, n) * width + 2 * m * n) / (32 * warps) < 240
+    ]
+    return [*fitting, Tile(16, 16, 8, 1)]
 
 
 def first_clean(search: Search) -> Any:
