@@ -93,9 +93,15 @@ class LmdbLog(EventLog):
         self._flush_error: lmdb.Error | None = None
         self._flusher: threading.Thread | None = None
         if durability == "interval":
-            arguments = (flush_milliseconds / 1000,)
-            self._flusher = threading.Thread(target=self._flush_repeatedly, args=arguments, daemon=True)
+            self._flusher = threading.Thread(
+                target=self._flush_repeatedly, args=(flush_milliseconds / 1000,), name="event log flusher", daemon=True
+            )
             self._flusher.start()
+
+    @property
+    def unsynced(self) -> bool:
+        """Whether something was appended since the last sync of `interval` began."""
+        return self._dirty.is_set()
 
     def close(self) -> None:
         """Sync and close; a second call does nothing.
