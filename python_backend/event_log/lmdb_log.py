@@ -98,11 +98,6 @@ class LmdbLog(EventLog):
             )
             self._flusher.start()
 
-    @property
-    def unsynced(self) -> bool:
-        """Whether something was appended since the last sync of `interval` began."""
-        return self._dirty.is_set()
-
     def close(self) -> None:
         """Sync and close; a second call does nothing.
 

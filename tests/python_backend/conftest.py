@@ -79,11 +79,18 @@ def _redis_binary() -> str:
 
 
 @pytest.fixture(scope="session")
-def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """A server for every test that doesn't hurt it. Tests take a database each, and find it empty."""
+def shared_redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     server = RedisServer(tmp_path_factory.mktemp("redis"), "--appendonly", "yes", "--appendfsync", "everysec")
     yield server
     server.stop()
+
+
+@pytest.fixture
+def redis_server(shared_redis_server: RedisServer) -> RedisServer:
+    """An empty server, for every test that doesn't stop or hurt it."""
+    with shared_redis_server.client() as client:
+        client.flushall()
+    return shared_redis_server
 
 
 @pytest.fixture

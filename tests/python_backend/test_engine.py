@@ -10,6 +10,7 @@ from longrec.config import EngineConfig
 from longrec.errors import ArgumentError
 from longrec.protocol import Status
 from longrec.python_backend.engine import Engine
+from longrec.python_backend.event_log import Append
 from longrec.python_backend.event_log.lmdb_log import LmdbLog
 from longrec.python_backend.query import Query
 
@@ -190,4 +191,25 @@ def test_any_interleaving_equals_recompute(
             expected.append(recompute(histories[user][: sent[user]]))
         for answer, scores in zip(engine.answer(batch), expected, strict=True):
             assert_ranks(answer, scores)
+    log.close()
+
+
+def test_a_damaged_log_fails_its_user_alone(tmp_path, network, make_history, recompute):
+    histories = {name: make_history(seed, 40) for seed, name in enumerate(("well", "hurt", "fine"), 20)}
+    log = LmdbLog(tmp_path / "log", durability="none", max_bytes=64 << 20)
+    log.append([Append(name.encode(), 0, history) for name, history in histories.items()])
+    log.close()
+    data = bytearray((tmp_path / "log" / "data.mdb").read_bytes())
+    newest = histories["hurt"][30:].astype("<i8").tobytes()
+    data[data.rfind(newest) + 5] ^= 1
+    (tmp_path / "log" / "data.mdb").write_bytes(data)
+
+    log = LmdbLog(tmp_path / "log", durability="none", max_bytes=64 << 20)
+    config = EngineConfig(page_size=16, max_step_events=32, memory_bytes=4 << 20)
+    engine = Engine(network, log, config)
+    answers = engine.answer([query(name, EMPTY, 0, 0, position=-1) for name in histories])
+    assert [answer.error is None for answer in answers] == [True, False, True]
+    assert "checksum" in str(answers[1].error)
+    for answer, history in zip((answers[0], answers[2]), (histories["well"], histories["fine"]), strict=True):
+        assert_ranks(answer, recompute(history))
     log.close()

@@ -27,9 +27,6 @@ def rows() -> Callable[..., np.ndarray]:
 @pytest.fixture(params=["lmdb", "redis"])
 def open_log(request: pytest.FixtureRequest, tmp_path: Path, redis_server: Any) -> Iterator[OpenLog]:
     opened: list[EventLog] = []
-    if request.param == "redis":
-        with redis_server.client() as client:
-            client.flushall()
 
     def open_anew(**settings: Any) -> EventLog:
         for log in opened:  # LMDB: a process opens a folder once

@@ -233,6 +233,7 @@ def test_a_sync_that_fails_surfaces(tmp_path, rows):
     with pytest.raises(MachineError, match="may not be on disk"):
         log.close()
     log.close()
+    assert not any(thread.name == "event log flusher" for thread in threading.enumerate())
 
 
 def _is_data(fd, folder):
@@ -240,18 +241,6 @@ def _is_data(fd, folder):
         return os.readlink(f"/proc/self/fd/{fd}") == str(folder / "log" / "data.mdb")
     except OSError:
         return False  # the listing's own descriptor
-
-
-def test_interval_syncs_soon_and_only_what_is_new(tmp_path, rows):
-    """Written pages wait in the kernel until the flusher syncs; it has its own thread, and ends with the log."""
-    log = open_log(tmp_path / "log", durability="interval", flush_milliseconds=1)
-    log.append([Append(b"u", 0, rows(1))])
-    deadline = time.monotonic() + 20
-    while log.unsynced and time.monotonic() < deadline:
-        time.sleep(0.001)
-    assert not log.unsynced
-    log.close()
-    assert not any(thread.name == "event log flusher" for thread in threading.enumerate())
 
 
 def test_a_large_log_opens_at_once(tmp_path):
