@@ -171,7 +171,7 @@ def test_a_server_that_cant_keep_the_promise_is_refused(make_redis_server, setti
 
 def test_a_password_stays_out_of_messages(redis_server):
     with pytest.raises(MachineError) as caught:
-        RedisLog(redis_server.url.replace("://", "://:secret@"))
+        RedisLog(redis_server.url.replace("://", "://nobody:secret@"))
     assert "secret" not in str(caught.value)
     with pytest.raises(ArgumentError) as refused:
         RedisLog("redis://:secret@host:port/0")
