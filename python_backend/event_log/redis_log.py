@@ -212,7 +212,7 @@ class RedisLog(EventLog):
         except redis.exceptions.ConnectionError as error:
             raise MachineError(f"event_log={self._store}: expected a Redis server, got {error}{sorry}") from None
         except redis.exceptions.RedisError as error:
-            if "OOM " in str(error):  # a script's, too, is refused as a whole
+            if "used memory > 'maxmemory'" in str(error):  # asked at a script's start: it is refused as a whole
                 raise MachineError(
                     f"event_log={self._store}: nothing was appended: the server's maxmemory is reached; raise it, or "
                     "set max_user_events"
