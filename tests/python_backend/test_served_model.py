@@ -12,6 +12,7 @@ from tritonclient.utils import InferenceServerException
 from longrec.catalogue import Catalogue
 from longrec.client import Client, Status
 from longrec.config import EngineConfig
+from longrec.errors import ServerError
 from longrec.modeling import recompute_scores, save_run
 from longrec.protocol import CANDIDATE, EVENT, ITEMS, MODEL, SCORES, STATE, USER
 from longrec.server.process import Server
@@ -76,6 +77,38 @@ def test_gap_retry_and_length(server, make_history):
         retried = client.recommend(user="gap", events=rows(history, 2, 7))
         assert (retried.status, retried.position) == (Status.OK, 7)
         assert client.history_length(user="gap") == 7
+
+
+def test_a_damaged_log_fails_its_user_alone(server, make_history):
+    hurt, well = make_history(6, 30), make_history(7, 30)
+    with Client(server.grpc_url) as client:
+        client.append(user="hurt", events=rows(hurt, 0, 30))
+        client.append(user="well", events=rows(well, 0, 30))
+        path, newest = server.repository.parent / "event_log" / "data.mdb", hurt[20:].astype("<i8").tobytes()
+        data = path.read_bytes()
+        copies = [at for at in range(len(data)) if data.startswith(newest, at)]  # an older page may hold them too
+        with path.open("r+b") as file:  # the server maps the file, and sees it at once
+            for at in copies:
+                file.seek(at)
+                file.write(bytes([data[at] ^ 1]))
+        answers, failures = {}, []
+
+        def receive(stream):
+            try:
+                prediction = next(stream)
+                answers[prediction.user] = prediction
+            except ServerError as error:
+                failures.append(error)
+
+        with client.stream(k=5, max_in_flight=12) as stream:
+            for user in ["well", "hurt", "fresh"] * 4:
+                stream.send(user)
+            for _ in range(12):
+                receive(stream)
+    assert copies
+    assert set(answers) == {"well", "fresh"}
+    assert len(failures) == 4
+    assert all(error.user == "hurt" and "checksum doesn't fit" in str(error) for error in failures)
 
 
 def test_candidates_are_ranked(server, network, make_history):

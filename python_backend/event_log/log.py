@@ -1,0 +1,104 @@
+"""What an event log promises, whatever stores it. Holds no I/O.
+
+Position p of a user's log names an event for ever. An append is compare-and-append: it states the position of its first
+event, and what the log already holds is skipped, so that a retry changes nothing.
+
+A log with a retention limit forgets a user's oldest events, a whole chunk (`records.CHUNK_EVENTS`) at a time. Positions
+stay true: such a log begins at a position above 0, and ends where it would have ended without the limit.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from longrec.errors import DataError
+from longrec.protocol import UNCHECKED_POSITION, Status
+from longrec.python_backend.event_log.records import Rows
+
+__all__ = ["Append", "Appended", "EventLog", "Extent", "compare", "missing"]
+
+
+class Append(NamedTuple):
+    """Events [n, 2] (item, unix ms) for the log of `user`, the first at `position` (-1: at the end, unchecked)."""
+
+    user: bytes
+    position: int
+    events: Rows
+
+
+class Appended(NamedTuple):
+    """What became of an append: its status, how many leading events the log held already, the log's length after it."""
+
+    status: Status
+    skipped: int
+    length: int
+
+
+class Extent(NamedTuple):
+    """Positions that a user's log holds: `first` <= p < `length`. Both 0 for a user never seen."""
+
+    first: int
+    length: int
+
+
+class EventLog(ABC):
+    """A durable log for each user. Several processes may hold the same store open; one object is for one thread."""
+
+    @abstractmethod
+    def append(self, appends: Sequence[Append]) -> list[Appended | DataError]:
+        """Apply the appends in order, as one transaction: all of them are in the log afterwards, or none.
+
+        Returns:
+            One outcome an append. A `DataError` stands in the place of an append whose user's log is damaged: nothing
+            of it was written, and the other users' appends are applied.
+
+        Raises:
+            MachineError: the store is full, gone or can't be written. Nothing was appended, except where the message
+                says that this is unknown.
+        """
+
+    @abstractmethod
+    def extent(self, user: bytes) -> Extent:
+        """First position and length of the user's log.
+
+        Raises:
+            DataError: the log is damaged at its end.
+            MachineError: the store can't be read.
+        """
+
+    @abstractmethod
+    def read(self, user: bytes, start: int, stop: int) -> Rows:
+        """Events [stop - start, 2] at positions start..stop-1, which the log must hold.
+
+        Only the chunks that hold them are touched.
+
+        Raises:
+            DataError: events are damaged, dropped by the retention limit, or were never there.
+            MachineError: the store can't be read.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Make what was appended durable, as far as the setting says, and close; a second call does nothing."""
+
+    def length(self, user: bytes) -> int:
+        """Number of events ever appended to the user's log; 0 for a user never seen. Raises as `extent`."""
+        return self.extent(user).length
+
+
+def compare(append: Append, length: int) -> Appended:
+    """What an append to a log of `length` events will do; `length` in the result is the one before it."""
+    if append.position == UNCHECKED_POSITION:
+        return Appended(Status.OK, 0, length)
+    if append.position > length:
+        return Appended(Status.GAP, len(append.events), length)
+    return Appended(Status.OK, min(length - append.position, len(append.events)), length)
+
+
+def missing(store: str, start: int, stop: int, extent: Extent) -> DataError:
+    """The error for a read of events that the log doesn't hold."""
+    reason = "older ones were dropped by max_user_events" if start < extent.first else "it is shorter than expected"
+    return DataError(
+        f"event_log={store}: expected events {start}..{stop - 1} of a user, got a log of {extent.first}.."
+        f"{extent.length - 1}; {reason}"
+    )

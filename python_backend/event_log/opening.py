@@ -1,0 +1,50 @@
+"""Opens the event log that a configuration names. Knows which store has which settings, and no store itself."""
+
+from pathlib import Path
+
+from longrec.config import EngineConfig
+from longrec.errors import ArgumentError
+from longrec.python_backend.event_log.log import EventLog
+
+__all__ = ["open_event_log"]
+
+
+def open_event_log(config: EngineConfig, root: Path, receptive_field: int) -> EventLog:
+    """The log that `config.event_log` names.
+
+    Args:
+        config: its log settings.
+        root: what a relative folder is relative to.
+        receptive_field: newest events that can reach an answer of the network.
+
+    Raises:
+        ArgumentError: `config.max_user_events` would drop events that a rebuild needs.
+        MachineError: the store can't be opened, or can't keep the durability.
+        DataError: the store holds a log of another format, or a damaged one.
+    """
+    least = receptive_field + 1  # a rebuild's first event needs the time of the one before it
+    if 0 < config.max_user_events < least:
+        raise ArgumentError(
+            f"max_user_events={config.max_user_events}",
+            f"at least {least}, the network's receptive field and one more",
+            remedy="raise it, or set 0 to keep every event",
+        )
+    # each store's library is imported where it is used alone
+    if config.is_redis_log:
+        from longrec.python_backend.event_log.redis_log import RedisLog
+
+        return RedisLog(
+            config.event_log,
+            durability=config.durability,
+            max_bytes=config.log_bytes,
+            max_user_events=config.max_user_events,
+        )
+    from longrec.python_backend.event_log.lmdb_log import LmdbLog
+
+    return LmdbLog(
+        (root / config.event_log).resolve(),
+        durability=config.durability,
+        flush_milliseconds=config.flush_milliseconds,
+        max_bytes=config.log_bytes,
+        max_user_events=config.max_user_events,
+    )

@@ -1,0 +1,269 @@
+"""The event log in Redis, for several servers. The only file that knows Redis.
+
+    longrec:format         ASCII decimal of `records.FORMAT`
+    longrec:bytes          sum of the bytes of all sealed rows
+    longrec:user:<key>     hash: "first", "length" -> positions; chunk's first position -> sealed rows
+
+A batch is one script, so one round trip, and atomic in the store. A single server (with replicas, if wanted) is meant:
+a cluster spreads keys, which one script can't reach.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Final, Literal
+from urllib.parse import urlsplit
+
+import numpy as np
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from longrec.errors import ArgumentError, DataError, LongrecError, MachineError
+from longrec.protocol import Status
+from longrec.python_backend.event_log.log import Append, Appended, EventLog, Extent, missing
+from longrec.python_backend.event_log.records import (
+    CHUNK_EVENTS,
+    COLUMNS,
+    FORMAT,
+    SEALED_ROW_BYTES,
+    Rows,
+    chunk_of,
+    seal_rows,
+    unseal_rows,
+)
+
+__all__ = ["RedisLog"]
+
+TIMEOUT_SECONDS: Final = 2.0  # of connecting, and of each answer
+FORMAT_KEY: Final = b"longrec:format"
+BYTES_KEY: Final = b"longrec:bytes"
+USER_KEY: Final = b"longrec:user:"
+OK, GAP, DAMAGED = int(Status.OK), int(Status.GAP), -1
+
+# First looks, then writes: when it returns an error, or Redis refuses its first write for want of memory, nothing has
+# changed. A chunk of another size than `length` says is damage: the user's appends are refused, the others go on.
+_SCRIPT: Final = """
+local format, size, row = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local keep, limit = tonumber(ARGV[4]), tonumber(ARGV[5])
+local found = redis.call('GET', KEYS[1])
+if found and found ~= format then return {'format', found} end
+
+local users, outcomes, grown = {}, {}, 0
+for n = 1, #KEYS - 2 do
+    local name, position, rows = KEYS[n + 2], tonumber(ARGV[4 + 2 * n]), ARGV[5 + 2 * n]
+    local user = users[name]
+    if not user then
+        local state = redis.call('HMGET', name, 'first', 'length')
+        user = {first = tonumber(state[1] or 0), length = tonumber(state[2] or 0), new = {}}
+        user.old, user.tail = user.length, ''
+        local used = user.length % size
+        if used > 0 then
+            user.tail = redis.call('HGET', name, string.format('%d', user.length - used)) or ''
+            user.damaged = #user.tail ~= used * row
+        end
+        users[name] = user
+    end
+    local count, skipped = #rows / row, 0
+    if user.damaged then
+        outcomes[n] = {-1, 0, user.length}
+    elseif position > user.length then
+        outcomes[n] = {1, count, user.length}
+    else
+        if position >= 0 then skipped = math.min(user.length - position, count) end
+        if skipped < count then
+            user.new[#user.new + 1] = string.sub(rows, skipped * row + 1)
+            user.length = user.length + count - skipped
+            grown = grown + (count - skipped) * row
+        end
+        outcomes[n] = {0, skipped, user.length}
+    end
+end
+if grown == 0 then return outcomes end
+
+local total = tonumber(redis.call('GET', KEYS[2]) or 0) + grown
+for _, user in pairs(users) do
+    user.stays = user.first
+    while keep > 0 and user.length > user.old and user.stays + size <= user.old - keep do
+        user.stays, total = user.stays + size, total - size * row
+    end
+end
+if total > limit then return {'full', total} end
+for name, user in pairs(users) do
+    if user.length > user.old then
+        local first, rows = user.old - user.old % size, user.tail .. table.concat(user.new)
+        for at = 1, #rows, size * row do
+            redis.call('HSET', name, string.format('%d', first), string.sub(rows, at, at + size * row - 1))
+            first = first + size
+        end
+        for dropped = user.first, user.stays - 1, size do redis.call('HDEL', name, string.format('%d', dropped)) end
+        redis.call('HSET', name, 'first', string.format('%d', user.stays), 'length', string.format('%d', user.length))
+    end
+end
+redis.call('SET', KEYS[2], string.format('%d', total))
+if not found then redis.call('SET', KEYS[1], format) end
+return outcomes
+"""
+
+
+class RedisLog(EventLog):
+    """Logs in a Redis server, which several servers may share.
+
+    Args:
+        url: `redis://[user:password@]host[:port][/db]`; `rediss://` for TLS.
+        durability: what the server must do, and is asked for when the log is opened. `commit`: `appendfsync always`.
+            `interval`: `everysec`. `none`: anything.
+        max_bytes: of all users' events; the server needs about as much memory again for its own tables.
+        max_user_events: as `LmdbLog`'s.
+
+    Raises:
+        ArgumentError: the URL isn't one.
+        MachineError: the server can't be reached, may evict keys, is a cluster, or doesn't keep the durability.
+        DataError: it holds a log of another format.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        durability: Literal["commit", "interval", "none"] = "interval",
+        max_bytes: int = 16 << 30,
+        max_user_events: int = 0,
+    ) -> None:
+        self._store = _name_of(url)
+        self._arguments = (FORMAT, CHUNK_EVENTS, SEALED_ROW_BYTES, max_user_events, max_bytes)
+        self._redis = redis.Redis.from_url(
+            url,
+            socket_timeout=TIMEOUT_SECONDS,
+            socket_connect_timeout=TIMEOUT_SECONDS,
+            # a script that was sent may have run: its unchecked appends must not be sent again
+            retry=Retry(NoBackoff(), 0),
+        )
+        self._script = self._redis.register_script(_SCRIPT)
+        try:
+            self._check_server(durability)
+        except LongrecError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the connections; what is durable is the server's concern."""
+        self._redis.close()
+
+    def append(self, appends: Sequence[Append]) -> list[Appended | DataError]:
+        """As `EventLog.append`."""
+        if not appends:
+            return []
+        arguments: list[Any] = [*self._arguments]
+        for append in appends:
+            arguments += (append.position, seal_rows(append.user, append.events))
+        keys = [FORMAT_KEY, BYTES_KEY, *(USER_KEY + append.user for append in appends)]
+        # loads itself where the server has been restarted
+        reply = self._ask(lambda: self._script(keys, arguments), "whether the events were appended is unknown")
+        if reply[0] == b"format":
+            raise self._other_format(reply[1])
+        if reply[0] == b"full":
+            raise MachineError(
+                f"event_log={self._store}: nothing was appended: expected at most log_bytes={self._arguments[-1]}, got "
+                f"{reply[1]}; raise log_bytes, or set max_user_events"
+            )
+        return [
+            self._damaged(f"chunk at {chunk_of(length)}: expected {length % CHUNK_EVENTS} events, got another number")
+            if status == DAMAGED
+            else Appended(Status(status), skipped, length)
+            for status, skipped, length in reply
+        ]
+
+    def extent(self, user: bytes) -> Extent:
+        """As `EventLog.extent`."""
+        return _extent(self._ask(lambda: self._redis.hmget(USER_KEY + user, ["first", "length"])))
+
+    def read(self, user: bytes, start: int, stop: int) -> Rows:
+        """As `EventLog.read`; one round trip."""
+        if start >= stop:
+            return np.empty((0, COLUMNS), np.int64)
+        firsts = range(chunk_of(start), stop, CHUNK_EVENTS)
+        found = self._ask(lambda: self._redis.hmget(USER_KEY + user, ["first", "length", *map(str, firsts)]))
+        extent = _extent(found[:2])
+        if start < extent.first or stop > extent.length:
+            raise missing(self._store, start, stop, extent)
+        parts = []
+        for first, value in zip(firsts, found[2:], strict=True):
+            expected = min(extent.length - first, CHUNK_EVENTS)
+            try:
+                rows = unseal_rows(user, first, value or b"")
+            except DataError as error:
+                raise self._damaged(str(error)) from None
+            if len(rows) != expected:
+                raise self._damaged(f"chunk at {first}: expected {expected} events, got {len(rows)}")
+            parts.append(rows)
+        begin = start - chunk_of(start)
+        return np.concatenate(parts)[begin : begin + stop - start]
+
+    def _ask(self, call: Any, doubt: str = "") -> Any:
+        """`call()`, with Redis's errors as ours.
+
+        Args:
+            doubt: what isn't known if the server takes the request and doesn't answer.
+        """
+        sorry = f"; {doubt}, a retry with positions is harmless" if doubt else ""
+        try:
+            return call()
+        except redis.exceptions.TimeoutError:
+            raise MachineError(f"event_log={self._store}: no answer within {TIMEOUT_SECONDS:g} s{sorry}") from None
+        except redis.exceptions.ConnectionError as error:
+            raise MachineError(f"event_log={self._store}: expected a Redis server, got {error}{sorry}") from None
+        except redis.exceptions.RedisError as error:
+            if "used memory > 'maxmemory'" in str(error):  # asked at a script's start: it is refused as a whole
+                raise MachineError(
+                    f"event_log={self._store}: nothing was appended: the server's maxmemory is reached; raise it, or "
+                    "set max_user_events"
+                ) from None
+            raise MachineError(f"event_log={self._store}: the server refused: {error}") from None
+
+    def _check_server(self, durability: str) -> None:
+        info = self._ask(lambda: self._redis.info())
+        if info.get("cluster_enabled"):
+            raise MachineError(f"event_log={self._store}: expected a single Redis server, got a cluster")
+        policy = info["maxmemory_policy"]
+        if info["maxmemory"] and policy.startswith("allkeys"):
+            raise MachineError(
+                f"event_log={self._store}: expected maxmemory-policy noeviction, got {policy}, which drops "
+                "acknowledged events; CONFIG SET maxmemory-policy noeviction"
+            )
+        found = self._ask(lambda: self._redis.get(FORMAT_KEY))
+        if found not in (None, str(FORMAT).encode()):
+            raise self._other_format(found)
+        if durability == "none":
+            return
+        expected = ("always",) if durability == "commit" else ("always", "everysec")
+        aof = self._ask(lambda: self._redis.config_get("append*"))
+        got = aof.get("appendfsync", "unknown") if aof.get("appendonly") == "yes" else "no append-only file"
+        if got not in expected:
+            raise MachineError(
+                f"event_log={self._store}: durability={durability}: expected a server with appendonly yes and "
+                f"appendfsync {' or '.join(expected)}, got {got}; set it there, or durability=none"
+            )
+
+    def _other_format(self, found: bytes) -> DataError:
+        return DataError(
+            f"event_log={self._store}: expected a log of format {FORMAT}, got {found.decode(errors='replace')}; "
+            "serve it with the release that wrote it, or set event_log to another database"
+        )
+
+    def _damaged(self, message: str) -> DataError:
+        return DataError(f"event_log={self._store}: {message}")
+
+
+def _extent(found: list[bytes | None]) -> Extent:
+    return Extent(*(int(value or 0) for value in found))
+
+
+def _name_of(url: str) -> str:
+    """The URL without the password."""
+    try:
+        parts = urlsplit(url)
+        if parts.scheme not in ("redis", "rediss") or not parts.hostname or parts.query:
+            raise ValueError
+        database = int(parts.path.strip("/") or 0)
+        return f"{parts.scheme}://{parts.hostname}:{parts.port or 6379}/{database}"
+    except ValueError:
+        raise ArgumentError("event_log", "redis://[user:password@]host[:port][/db]", "another URL") from None

@@ -1,0 +1,171 @@
+"""Either store appends once, keeps positions true, and behaves like plain lists."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+
+from longrec.errors import DataError, MachineError
+from longrec.protocol import Status
+from longrec.python_backend.event_log import Append
+from longrec.python_backend.event_log.records import CHUNK_EVENTS
+
+
+def test_compare_and_append(log, rows):
+    assert log.append([Append(b"u", 0, rows(1, 2, 3))]) == [(Status.OK, 0, 3)]
+    assert log.append([Append(b"u", 1, rows(2, 3, 4))]) == [(Status.OK, 2, 4)]
+    assert log.append([Append(b"u", 0, rows(1, 2))]) == [(Status.OK, 2, 4)]
+    assert log.append([Append(b"u", 5, rows(9))]) == [(Status.GAP, 1, 4)]
+    assert log.append([Append(b"u", -1, rows(5, 6))]) == [(Status.OK, 0, 6)]
+    assert log.append([Append(b"u", -1, rows()), Append(b"v", 1, rows())]) == [(Status.OK, 0, 6), (Status.GAP, 0, 0)]
+    np.testing.assert_array_equal(log.read(b"u", 0, 6), rows(1, 2, 3, 4, 5, 6))
+    np.testing.assert_array_equal(log.read(b"u", 2, 5), rows(3, 4, 5))
+    assert log.read(b"u", 3, 3).shape == (0, 2)
+
+
+def test_any_int64_is_kept(log):
+    extremes = np.array([[-(1 << 63), (1 << 63) - 1], [-1, 0]])
+    log.append([Append(b"u", 0, extremes[:1]), Append(b"u", 1, extremes[1:])])
+    np.testing.assert_array_equal(log.read(b"u", 0, 2), extremes)
+
+
+def test_events_that_lie_apart_in_memory_are_kept(log):
+    grid = np.arange(60).reshape(10, 6)
+    log.append([Append(b"u", 0, grid[::2, 1:5:3])])
+    np.testing.assert_array_equal(log.read(b"u", 0, 5), grid[::2, 1:5:3])
+
+
+@pytest.mark.parametrize("step", [1, CHUNK_EVENTS - 1, CHUNK_EVENTS, CHUNK_EVENTS + 1, 5 * CHUNK_EVENTS])
+def test_chunk_edges(log, rows, step):
+    total = 3 * CHUNK_EVENTS + 2
+    events = rows(*range(total))
+    for start in range(0, total, step):
+        (outcome,) = log.append([Append(b"u", start, events[start : start + step])])
+        assert outcome == (Status.OK, 0, min(start + step, total))
+    edges = [0, 1, CHUNK_EVENTS - 1, CHUNK_EVENTS, CHUNK_EVENTS + 1, 2 * CHUNK_EVENTS, total - 1, total]
+    for start, stop in itertools.combinations(edges, 2):
+        np.testing.assert_array_equal(log.read(b"u", start, stop), events[start:stop])
+
+
+def test_users_whose_keys_begin_alike_are_apart(log, rows):
+    keys = [b"a", b"a\0", b"ab", b"b", b"\xff" * 256, b"\0", b"\0\0"]
+    log.append([Append(key, 0, rows(*range(10 + n))) for n, key in enumerate(keys)])
+    assert [log.length(key) for key in keys] == [10, 11, 12, 13, 14, 15, 16]
+    assert log.length(b"aa") == log.length(b"\xff" * 255) == log.length(b"") == 0
+
+
+def test_several_appends_of_a_user_in_one_transaction(log, rows):
+    outcomes = log.append([Append(b"u", 0, rows(1)), Append(b"u", 1, rows(2)), Append(b"u", 1, rows(2))])
+    assert outcomes == [(Status.OK, 0, 1), (Status.OK, 0, 2), (Status.OK, 1, 2)]
+    np.testing.assert_array_equal(log.read(b"u", 0, 2), rows(1, 2))
+
+
+def test_reading_past_the_end_is_an_error(log, rows):
+    log.append([Append(b"u", 0, rows(1, 2))])
+    with pytest.raises(DataError, match=r"expected events 0..4 of a user, got a log of 0..1; it is shorter"):
+        log.read(b"u", 0, 5)
+
+
+def test_retention_keeps_the_newest_and_their_positions(open_log, rows):
+    keep = 100
+    log, events = open_log(max_user_events=keep), rows(*range(1000))
+    for start in range(0, 1000, 9):
+        before = log.length(b"u")
+        log.append([Append(b"u", start, events[start : start + 9])])
+        first, length = log.extent(b"u")
+        assert length == min(start + 9, 1000)
+        assert first % CHUNK_EVENTS == 0
+        assert first <= max(0, before - keep), "what was needed before this append is there after it"
+        assert length - first < keep + 2 * CHUNK_EVENTS + 9
+        np.testing.assert_array_equal(log.read(b"u", first, length), events[first:length])
+    assert first > 0
+    with pytest.raises(DataError, match="dropped by max_user_events"):
+        log.read(b"u", first - 1, length)
+    assert log.append([Append(b"u", 990, events[990:])]) == [(Status.OK, 10, 1000)], "a retry is still known"
+
+
+def test_a_lower_limit_takes_hold_when_the_log_is_opened_again(open_log, rows):
+    log = open_log()
+    log.append([Append(b"u", 0, rows(*range(1000))), Append(b"quiet", 0, rows(*range(1000)))])
+    log = open_log(max_user_events=70)
+    assert log.extent(b"u") == (0, 1000)
+    log.append([Append(b"u", 1000, rows(*range(1000, 1100)))])
+    assert log.extent(b"u") == (896, 1100)
+    assert log.extent(b"quiet") == (0, 1000)
+    log.append([Append(b"u", 1100, rows(*range(1100, 1200)))])
+    np.testing.assert_array_equal(log.read(b"u", 1030, 1200), rows(*range(1030, 1200)))
+
+
+def test_a_full_log_appends_nothing_and_stays_usable(open_log, rows):
+    log, big, held = open_log(max_bytes=1 << 19), rows(*range(4_000)), 0
+
+    def append_until_full():
+        nonlocal held
+        while True:
+            log.append([Append(b"user %d" % held, 0, big), Append(b"both", held, rows(held))])
+            held += 1
+
+    with pytest.raises(MachineError, match=r"nothing was appended.*raise log_bytes, or set max_user_events"):
+        append_until_full()
+    assert held >= 3
+    assert log.length(b"both") == held
+    assert log.length(b"user %d" % held) == 0, "a transaction that failed left its first half"
+    np.testing.assert_array_equal(log.read(b"user 0", 0, 4_000), big)
+    assert log.append([Append(b"both", held, rows())]) == [(Status.OK, 0, held)]
+
+
+COUNTS = st.sampled_from([0, 1, 2, CHUNK_EVENTS - 1, CHUNK_EVENTS, CHUNK_EVENTS + 1, 2 * CHUNK_EVENTS])
+
+
+class _Lists(RuleBasedStateMachine):
+    """A log against plain lists. `open_log` is set by the test; users are new in every run of the machine."""
+
+    open_log = None
+    runs = itertools.count()
+    KEEP = 90
+
+    @initialize(limited=st.booleans())
+    def begin(self, limited):
+        run = next(self.runs)
+        self.settings = {"max_user_events": self.KEEP} if limited else {}
+        self.log = self.open_log(**self.settings)
+        self.lists = {b"%d %s" % (run, name): [] for name in (b"a", b"ab", b"b")}
+        self.items = itertools.count()
+
+    @rule(appends=st.lists(st.tuples(st.integers(0, 2), st.integers(-1, 3), COUNTS), max_size=4))
+    def append(self, appends):
+        """Each append: whose, from how far before (or past) the end or unchecked, how many events."""
+        batch, expected = [], []
+        for user, back, count in appends:
+            name = sorted(self.lists)[user]
+            held = self.lists[name]
+            position = -1 if back < 0 else max(0, len(held) + 1 - back)
+            events = np.array([(next(self.items), 0) for _ in range(count)], np.int64).reshape(-1, 2)
+            batch.append(Append(name, position, events))
+            if position > len(held):
+                expected.append((Status.GAP, count, len(held)))
+                continue
+            skipped = 0 if position < 0 else min(len(held) - position, count)
+            held += events[skipped:, 0].tolist()
+            expected.append((Status.OK, skipped, len(held)))
+        assert self.log.append(batch) == expected
+
+    @rule()
+    def reopen(self):
+        self.log = self.open_log(**self.settings)
+
+    @invariant()
+    def same(self):
+        for name, held in getattr(self, "lists", {}).items():
+            first, length = self.log.extent(name)
+            assert length == len(held)
+            assert first == 0 or (self.settings and length - first >= self.KEEP)
+            assert self.log.read(name, first, length)[:, 0].tolist() == held[first:]
+
+
+def test_it_behaves_like_plain_lists(open_log):
+    machine = type("Lists", (_Lists,), {"open_log": staticmethod(open_log)})
+    run_state_machine_as_test(machine, settings=settings(max_examples=25, stateful_step_count=12, deadline=None))
