@@ -16,7 +16,6 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from longrec.errors import MachineError
 from longrec.kernels import attention_backward_shipped, cross_entropy_shipped
 from longrec.kernels.attention_backward_plan import BackwardTile
 from longrec.kernels.bench.workers import available_cores
@@ -93,7 +92,7 @@ def cross_entropy() -> Iterator[Search]:
 
 
 def _loss_candidates(width: int, itemsize: int) -> list[Tile]:
-    """Large tiles first; what could never fit 255 registers a thread isn't tried, for spilling takes long to compile."""
+    """Large tiles first; what could never fit the registers isn't tried, for what spills takes long to compile."""
     if itemsize == 4:
         sides = [(64, 64, 8), (32, 64, 4), (32, 32, 4), (32, 32, 8), (16, 32, 4), (16, 32, 8), (16, 16, 4), (16, 16, 8)]
     else:
@@ -109,26 +108,24 @@ def _loss_candidates(width: int, itemsize: int) -> list[Tile]:
 
 
 def first_clean(search: Search) -> Any:
-    """The first candidate without a complaint.
-
-    Raises:
-        MachineError: there is none; the message has the last one's complaint.
-    """
-    wrong: list[str] = []
+    """The first candidate without a complaint; where there is none, the one that spills least, and a line on stderr."""
+    spilt: dict[Any, int] = {}
     for tile in search.candidates:
-        wrong = next(
-            (found for entry in search.entries(tile) if (found := complaints(entry, compile_shipped(entry)))), []
-        )
-        if not wrong:
+        reports = ((entry, compile_shipped(entry)) for entry in search.entries(tile))
+        wrong = next(((found, report) for entry, report in reports if (found := complaints(entry, report))), None)
+        if wrong is None:
             return tile
-    raise MachineError(f"{search.key} {search.part}: no candidate compiles clean: {wrong}")
+        if wrong[1].stack_bytes:
+            spilt[tile] = wrong[1].stack_bytes
+    print(f"{search.key} {search.part}: no candidate compiles clean", spilt, file=sys.stderr, flush=True)
+    return min(spilt, key=lambda tile: spilt[tile])
 
 
 SEARCHES: dict[str, tuple[Callable[[], Iterator[Search]], str, str]] = {
     "attention_backward": (
         attention_backward,
         "BackwardTile",
-        "Tiles of `segment_attention`'s backward, by matrix units, head_dim, itemsize, relative terms and bias tables",
+        "Tiles of the backward of `segment_attention`, by matrix units, head_dim, itemsize, relative terms and bias tables",
     ),
     "cross_entropy": (
         cross_entropy,
@@ -157,6 +154,7 @@ def main(name: str) -> None:
     parts = max(plans.values(), key=len)
     lines = [
         f'"""{title}.\n\nMade by `python -m longrec.kernels.bench.tiling {name}`; not for editing.\n"""\n',
+        '__all__ = ["TABLE"]\n',
         "# fmt: off",
         "TABLE: dict[tuple[str | int, ...], tuple[tuple[int, ...], ...]] = {",
         f"    # each a {tile}: {', '.join(parts)}",
