@@ -226,5 +226,16 @@ def test_what_would_read_outside_of_the_pages_is_named(field: str, value: list[i
 
 
 def test_the_kernels_import_without_numba() -> None:
-    code = "import sys; sys.modules['numba'] = None; import longrec.kernels"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    """And an engine on a CPU is told what it lacks while it loads."""
+    code = """
+import sys, torch
+sys.modules["numba"] = None
+from longrec import kernels
+kernels.prepare_attention(torch.empty(1, 16, 2, 20), torch.float32)  # the reference's
+try:
+    kernels.prepare_attention(torch.empty(1, 16, 2, 32), torch.float32)
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout == "MachineError attention over memory on a CPU needs numba: pip install 'longrec[server]'\n"
