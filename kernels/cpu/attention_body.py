@@ -26,7 +26,8 @@ from longrec.kernels.cpu.vectors import LANES
 
 __all__ = ["CALL", "attention_body", "scratch_floats"]
 
-FEW_ROWS = 4  # up to so many, query by query is faster
+# up to so many, query by query is faster: 32 users x 255 past, heads of 32: 0.06 ms + 0.09 a row against 0.9 a tile
+FEW_ROWS = 8
 CACHE_LINE = 64
 PAGE_TYPES = {"float32": types.float32, "bfloat16": BFLOAT16, "float16": FLOAT16, "int8": types.int8}
 

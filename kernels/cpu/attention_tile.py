@@ -110,16 +110,17 @@ def attend_tile(c, scratch, user, first_row, kv_head, entry, head_dim, columns, 
             )  # fmt: skip
             j += 1
 
-        # lane r sees keys above earliest + r // group - window, up to earliest + r // group
+        # query t of the tile sees keys above earliest + t - window, up to earliest + t
         cut = stop - 1 > earliest or start <= last - c.window
         hidden = float32(-np.inf)
         if cut:
             for n in range(stop - start):
-                ahead = int32(start + n - earliest)  # of the first query
+                ahead = start + n - earliest  # of the first query
+                low = int32(max(ahead, 0) * group)  # lanes that see the key: no division for each
+                high = int32(min(ahead + c.window, LANES) * group)
+                scores = offset(weights, n * LANES)
                 for lane in range(LANES):
-                    own = int32(lane // group)
-                    seen = (ahead <= own) & (int64(ahead) > int64(own) - c.window)
-                    weights[n * LANES + lane] = weights[n * LANES + lane] if seen else hidden
+                    scores[lane] = scores[lane] if (int32(lane) >= low) & (int32(lane) < high) else hidden
 
         if pointwise:
             for n in range((stop - start) * LANES):
@@ -139,9 +140,12 @@ def attend_tile(c, scratch, user, first_row, kv_head, entry, head_dim, columns, 
                 totals[lane] *= rescales[lane]
             for n in range(stop - start):
                 for lane in range(LANES):
-                    weight = exp2(weights[n * LANES + lane] - shifts[lane])
-                    weights[n * LANES + lane] = weight
-                    totals[lane] += weight
+                    weights[n * LANES + lane] -= shifts[lane]
+            for n in range((stop - start) * LANES):  # one array alone: nothing to prove before it vectorises
+                weights[n] = exp2(weights[n])
+            for n in range(stop - start):
+                for lane in range(LANES):
+                    totals[lane] += weights[n * LANES + lane]
             for lane in range(LANES):
                 for d in range(head_dim):
                     sums[lane * head_dim + d] *= rescales[lane]

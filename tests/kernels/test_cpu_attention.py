@@ -14,18 +14,18 @@ from longrec.kernels.attention_cases import AttentionArguments, AttentionCase
 from longrec.kernels.cpu.attention import fits_paged
 from longrec.kernels.types import PagedMemory
 
-# at most 4 rows (new events x heads of a group) of a user go query by query, more in tiles of 16
+# at most 8 rows (new events x heads of a group) of a user go query by query, more in tiles of 16
 SHAPES = [
     AttentionCase(new=(5, 1, 0, 37), past=(0, 0, 3, 0)),
     AttentionCase(new=(3, 1, 21), past=(17, 0, 47), heads=(4, 2)),
     AttentionCase(new=(1, 2), past=(80, 16), heads=(8, 1)),
     AttentionCase(new=(1, 1, 1, 1), past=(31, 32, 33, 1), heads=(2, 2), head_dim=32, page_size=32),
     AttentionCase(new=(4, 19), past=(33, 1), heads=(3, 1), head_dim=32, page_size=32),
-    AttentionCase(new=(2, 6), past=(100, 9), head_dim=64, page_size=64),
-    AttentionCase(new=(1, 5), past=(40, 15), heads=(1, 1), head_dim=128, page_size=128),
-    AttentionCase(new=(1, 9), past=(40, 15), heads=(1, 1), head_dim=256),
+    AttentionCase(new=(2, 7), past=(100, 9), head_dim=64, page_size=64),
+    AttentionCase(new=(1, 15), past=(40, 15), heads=(1, 1), head_dim=128, page_size=128),
+    AttentionCase(new=(1, 19), past=(40, 15), heads=(1, 1), head_dim=256),
     AttentionCase(new=(1, 20), past=(40, 15), heads=(2, 2), head_dim=24),
-    AttentionCase(new=(1, 3), past=(40, 15), heads=(16, 1), head_dim=8),
+    AttentionCase(new=(1, 3, 0), past=(40, 15, 3), heads=(16, 1), head_dim=8),
     AttentionCase(new=(1, 200, 2), past=(1000, 517, 256), heads=(2, 2), head_dim=32, page_size=32),
 ]
 WINDOWS = [
@@ -226,5 +226,16 @@ def test_what_would_read_outside_of_the_pages_is_named(field: str, value: list[i
 
 
 def test_the_kernels_import_without_numba() -> None:
-    code = "import sys; sys.modules['numba'] = None; import longrec.kernels"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    """And an engine on a CPU is told what it lacks while it loads."""
+    code = """
+import sys, torch
+sys.modules["numba"] = None
+from longrec import kernels
+kernels.prepare_attention(torch.empty(1, 16, 2, 20), torch.float32)  # the reference's
+try:
+    kernels.prepare_attention(torch.empty(1, 16, 2, 32), torch.float32)
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout == "MachineError attention over memory on a CPU needs numba: pip install 'longrec[server]'\n"
