@@ -1,4 +1,4 @@
-"""Tiles of the backward of `segment_attention`, by matrix units, head_dim, itemsize, relative terms and bias tables.
+"""Tiles of the backward of `segment_attention`, by matrix units, head_dim, itemsize, relative terms and biases.
 
 Made by `python -m longrec.kernels.bench.tiling attention_backward`; not for editing.
 """

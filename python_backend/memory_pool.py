@@ -106,7 +106,7 @@ class MemoryPool:
             self.drop(victim)
             self.evictions += 1
         if needed > 0:
-            memory.pages += self._free[-needed:]
+            memory.pages += self._free[: -needed - 1 : -1]  # ascending, which the prefetcher of a CPU follows
             del self._free[-needed:]
         return True
 

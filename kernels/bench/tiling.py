@@ -125,7 +125,7 @@ SEARCHES: dict[str, tuple[Callable[[], Iterator[Search]], str, str]] = {
     "attention_backward": (
         attention_backward,
         "BackwardTile",
-        "Tiles of the backward of `segment_attention`, by matrix units, head_dim, itemsize, relative terms and bias tables",
+        "Tiles of the backward of `segment_attention`, by matrix units, head_dim, itemsize, relative terms and biases",
     ),
     "cross_entropy": (
         cross_entropy,
