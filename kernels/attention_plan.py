@@ -177,7 +177,9 @@ def split_tile(shape: AttentionShape, target: int) -> Tile:
         block_n = max(min(block_n, 1024 // dim), 16)
     elif block_m == 64 and mma and dim >= 64:
         block_n = min(block_n, 16 if dim == 128 and shape.biased else 32)
-    return Tile(block_m, block_n, 8 if block_m == 128 or dim == 256 else 4, 2 if dim == 256 and shape.biased else 3)
+    return Tile(
+        block_m, block_n, 8 if block_m == 128 or dim == 256 else 4, 2 if dim == 256 and shape.biased and not mma else 3
+    )
 
 
 def _ceil_div(a: int, b: int) -> int:

@@ -64,13 +64,14 @@ def problems() -> Iterator[Problem]:
             bytes_limit=1.05 if num_tokens > 1 else None,
             subset=num_tokens == 64,
         )
-    for rows, items in ((1, 1 << 17), (16, 1 << 17), (64, 1 << 17), (64, 1 << 18)):
+    for rows, items in ((1, 1 << 17), (16, 1 << 17), (64, 1 << 17), (64, 1 << 19)):
         yield Problem(
             "catalogue_topk",
             f"B{rows}-N{items}-d128-k100",
             lambda device, r=rows, n=items: _topk_work(r, n, device),  # type: ignore[misc]
             values=True,
-            bytes_limit=1.05,
+            # a program a multiprocessor reads the rows: 64 of them are 6 % of a catalogue of 2^17, and promise nothing
+            bytes_limit=1.05 if items > rows << 12 else None,
         )
     for users, past in ((1, 256), (16, 511)):
         yield Problem(
