@@ -137,6 +137,7 @@ def attend_kernel(
     PAGE_SIZE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,  # HEAD_DIM, or dimensions that scores are summed over at a time
 ):
     """A tile of queries of one user against all its keys, or with SPLIT against a part of its memory."""
     BLOCK_Q: tl.constexpr = BLOCK_M // HEADS
@@ -145,6 +146,7 @@ def attend_kernel(
     MASK_ALL: tl.constexpr = SPLIT or RELATIVE or position_ptr is not None or time_ptr is not None
     EDGE_STAGES: tl.constexpr = None if MASK_ALL else 1
     tl.static_assert(not RELATIVE or BLOCK_M <= BLOCK_N, "the relative shift needs BLOCK_M <= BLOCK_N")
+    tl.static_assert(not RELATIVE or BLOCK_D == HEAD_DIM, "u is added to whole queries")
     if SPLIT:
         tiles_per_user = tl.cdiv(short_rows, BLOCK_Q)
         user = tl.program_id(0) // tiles_per_user
@@ -192,8 +194,8 @@ def attend_kernel(
     head = tl.program_id(1) * HEADS + m % HEADS
     kv_head = (tl.program_id(1) * HEADS // GROUP).to(tl.int64)
     live = (m < BLOCK_Q * HEADS) & (row < count)
-    q_ptrs = q_ptr + ((start + row) * stride_qt + head * stride_qh)[:, None] + dim
-    q = tl.load(q_ptrs, mask=live[:, None], other=0.0)  # [BLOCK_M, D]
+    q_rows = q_ptr + (start + row) * stride_qt + head * stride_qh
+    q = tl.load(q_rows[:, None] + dim, mask=live[:, None], other=0.0)  # [BLOCK_M, D]
     relative = Relative(None, None, None, None, first_place)
     if RELATIVE:
         q_relative = q.to(tl.float32) + tl.load(v_relative_ptr + head[:, None] * HEAD_DIM + dim).to(tl.float32)
@@ -203,7 +205,7 @@ def attend_kernel(
     seconds = None
     if time_ptr is not None:
         seconds = tl.load(query_seconds_ptr + start + row, mask=live, other=0)
-    query = Query(q, tl.minimum(row, events), head, seconds)
+    query = Query(q, tl.minimum(row, events), head, seconds, q_rows, live)
     position = Table(position_ptr, position_buckets, position_bits)
     rules = Rules(scale, window, position, Table(time_ptr, time_buckets, time_bits))
     new = NewEvents(
@@ -241,29 +243,33 @@ def attend_kernel(
         full_begin, full_end = _full_tiles(memory_begin, memory_end, all_see_from + past, past, MASK_ALL, BLOCK_N)
         if not MASK_ALL:
             for tile in range(full_begin, full_end):
-                keys = load_memory(tile, pages, q.dtype, False, PAGE_SIZE, BLOCK_N, HEAD_DIM)
+                keys = load_memory(tile, pages, q.dtype, False, PAGE_SIZE, BLOCK_N, HEAD_DIM, BLOCK_D)
                 place = tile * BLOCK_N - past
-                state = attend(state, query, keys, place, 0, rules, relative, SILU, False, BLOCK_N, HEAD_DIM)
+                state = attend(state, query, keys, place, 0, rules, relative, SILU, False, BLOCK_N, HEAD_DIM, BLOCK_D)
         if RELATIVE and memory_begin < memory_end:
             state = look_ahead(state, relative, memory_begin * BLOCK_N - past, BLOCK_N, HEAD_DIM)
         for edge in tl.range(memory_begin, memory_end - (full_end - full_begin), num_stages=EDGE_STAGES):
             tile = edge + tl.where(edge >= full_begin, full_end - full_begin, 0)
-            keys = load_memory(tile, pages, q.dtype, True, PAGE_SIZE, BLOCK_N, HEAD_DIM)
+            keys = load_memory(tile, pages, q.dtype, True, PAGE_SIZE, BLOCK_N, HEAD_DIM, BLOCK_D)
             place = tile * BLOCK_N - past
-            state = attend(state, query, keys, place, 0, rules, relative, SILU, True, BLOCK_N, HEAD_DIM)
+            state = attend(state, query, keys, place, 0, rules, relative, SILU, True, BLOCK_N, HEAD_DIM, BLOCK_D)
 
     all_see_to = tl.minimum(first_place + 1, events)
     full_begin, full_end = _full_tiles(new_begin, new_end, all_see_from, all_see_to, MASK_ALL, BLOCK_N)
     if not MASK_ALL:
         for tile in range(full_begin, full_end):
-            keys = load_new(tile, new, False, BLOCK_N, HEAD_DIM)
-            state = attend(state, query, keys, tile * BLOCK_N, events, rules, relative, SILU, False, BLOCK_N, HEAD_DIM)
+            keys = load_new(tile, new, False, BLOCK_N, HEAD_DIM, BLOCK_D)
+            state = attend(
+                state, query, keys, tile * BLOCK_N, events, rules, relative, SILU, False, BLOCK_N, HEAD_DIM, BLOCK_D
+            )
     if RELATIVE and new_begin < new_end:
         state = look_ahead(state, relative, new_begin * BLOCK_N, BLOCK_N, HEAD_DIM)
     for edge in tl.range(new_begin, new_end - (full_end - full_begin), num_stages=EDGE_STAGES):
         tile = edge + tl.where(edge >= full_begin, full_end - full_begin, 0)
-        keys = load_new(tile, new, True, BLOCK_N, HEAD_DIM)
-        state = attend(state, query, keys, tile * BLOCK_N, events, rules, relative, SILU, True, BLOCK_N, HEAD_DIM)
+        keys = load_new(tile, new, True, BLOCK_N, HEAD_DIM, BLOCK_D)
+        state = attend(
+            state, query, keys, tile * BLOCK_N, events, rules, relative, SILU, True, BLOCK_N, HEAD_DIM, BLOCK_D
+        )
 
     num_heads = tl.num_programs(1) * HEADS
     if SILU:

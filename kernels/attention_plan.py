@@ -28,12 +28,17 @@ SPLIT_OVERHEAD = (
 
 
 class Tile(NamedTuple):
-    """Shape of a program's tile, and how it is launched."""
+    """Shape of a program's tile, and how it is launched; block_d: dimensions that scores are summed over at a time, 0:
+    all of them at once."""
 
     block_m: int
     block_n: int
     num_warps: int
     num_stages: int
+    block_d: int = 0
+
+
+WIDE_HEADS = Tile(16, 16, 8, 2, block_d=64)  # float32 heads of 256 don't fit the registers as an operand
 
 
 class AttentionShape(NamedTuple):
@@ -132,6 +137,8 @@ def tiled_tile(shape: AttentionShape, target: int) -> Tile:
     """
     dim, wide = shape.head_dim, shape.itemsize == 4
     loaded = shape.biased or shape.page_itemsize == 1  # more addresses, or conversions, in registers
+    if wide and dim == 256 and not shape.relative:
+        return WIDE_HEADS
     if wide:  # three products of tf32 each, from twice the bytes
         return Tile(64, 16, 8 if dim == 64 else 4, 2) if dim <= 64 else Tile(16, 32 if dim == 128 else 16, 4, 2)
     small = shape.max_new < 1024 or dim == 16
@@ -161,6 +168,8 @@ def split_tile(shape: AttentionShape, target: int) -> Tile:
     Few rows leave the warps to share the keys, not the rows, so that tiles of keys may be larger than in a long append.
     """
     dim, wide = shape.head_dim, shape.itemsize == 4
+    if wide and dim == 256 and not shape.relative:
+        return WIDE_HEADS
     rows = min(shape.max_new, SHORT_ROWS) * shape.heads
     block_m = 16
     while block_m < min(rows, 128):

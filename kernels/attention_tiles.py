@@ -35,16 +35,21 @@ FP8_EXPONENT_GAP = tl.constexpr(256.0)  # 2^(15 - 7): float16's exponent bias ov
 
 
 class Query(NamedTuple):
-    """A tile of queries: `q` [M, D], u included, `place`, `head` and `seconds` [M]."""
+    """A tile of queries: `q` [M, D], u included, `place`, `head` and `seconds` [M]; `rows`, where q stands, `live`."""
 
     q: Any
     place: Any
     head: Any
     seconds: Any
+    rows: Any
+    live: Any
 
 
 class Keys(NamedTuple):
-    """A tile of keys: `k` and `v` [N, D]; `k_scale`, `v_scale`, `place` and `seconds` [N]."""
+    """A tile of keys: `k` and `v` [N, D]; `k_scale`, `v_scale`, `place` and `seconds` [N].
+
+    `k` is None where heads are loaded piece by piece: `rows` [N] say where keys stand, `held` [N] which are there.
+    """
 
     k: Any
     v: Any
@@ -52,6 +57,8 @@ class Keys(NamedTuple):
     v_scale: Any
     place: Any
     seconds: Any
+    rows: Any
+    held: Any
 
 
 class Pages(NamedTuple):
@@ -153,6 +160,7 @@ def load_memory(
     PAGE_SIZE: tl.constexpr,
     BLOCK_N: tl.constexpr,
     HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
 ):
     """Events tile * N to tile * N + N - 1 of a user's memory.
 
@@ -171,14 +179,16 @@ def load_memory(
     else:
         page = tl.load(pages.indices_ptr + event // PAGE_SIZE).to(tl.int64)
         slot = event % PAGE_SIZE
-    k_ptrs = pages.k_ptr + (page * pages.stride_kp + slot * pages.stride_ks)[:, None] + dim
+    k_rows = pages.k_ptr + page * pages.stride_kp + slot * pages.stride_ks
     v_ptrs = pages.v_ptr + (page * pages.stride_vp + slot * pages.stride_vs)[:, None] + dim
     entry = page * PAGE_SIZE + slot
+    k = None
     k_scale = None
     v_scale = None
     seconds = None
     if MASKED:
-        k = tl.load(k_ptrs, mask=held[:, None], other=0)
+        if BLOCK_D == HEAD_DIM:
+            k = tl.load(k_rows[:, None] + dim, mask=held[:, None], other=0)
         v = tl.load(v_ptrs, mask=held[:, None], other=0)
         if pages.k_scale_ptr is not None:
             k_scale = tl.load(pages.k_scale_ptr + entry * pages.num_kv_heads, mask=held, other=0.0)
@@ -186,40 +196,65 @@ def load_memory(
         if pages.seconds_ptr is not None:
             seconds = tl.load(pages.seconds_ptr + entry, mask=held, other=0)
     else:
-        k = tl.load(k_ptrs)
+        if BLOCK_D == HEAD_DIM:
+            k = tl.load(k_rows[:, None] + dim)
         v = tl.load(v_ptrs)
         if pages.k_scale_ptr is not None:
             k_scale = tl.load(pages.k_scale_ptr + entry * pages.num_kv_heads)
             v_scale = tl.load(pages.v_scale_ptr + entry * pages.num_kv_heads)
         if pages.seconds_ptr is not None:
             seconds = tl.load(pages.seconds_ptr + entry)
-    if k.dtype == tl.uint8:
+    if v.dtype == tl.uint8:
         k_scale *= FP8_EXPONENT_GAP
         v_scale *= FP8_EXPONENT_GAP
-    return Keys(decode(k, dtype), decode(v, dtype), k_scale, v_scale, event - pages.past, seconds)
+    if BLOCK_D == HEAD_DIM:
+        k = decode(k, dtype)
+    return Keys(k, decode(v, dtype), k_scale, v_scale, event - pages.past, seconds, k_rows, held)
 
 
 @triton.jit
-def load_new(tile, new, MASKED: tl.constexpr, BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr):
+def load_new(tile, new, MASKED: tl.constexpr, BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
     """New events tile * N to tile * N + N - 1 of a user; MASKED: the tile may reach past the last that is no target."""
     dim = tl.arange(0, HEAD_DIM)
     place = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     row = place.to(tl.int64)
-    k_ptrs = new.k_ptr + (row * new.stride_kt)[:, None] + dim
+    k_rows = new.k_ptr + row * new.stride_kt
     v_ptrs = new.v_ptr + (row * new.stride_vt)[:, None] + dim
+    held = place < new.events
+    k = None
     seconds = None
     if MASKED:
-        held = place < new.events
-        k = tl.load(k_ptrs, mask=held[:, None], other=0.0)
+        if BLOCK_D == HEAD_DIM:
+            k = tl.load(k_rows[:, None] + dim, mask=held[:, None], other=0.0)
         v = tl.load(v_ptrs, mask=held[:, None], other=0.0)
         if new.seconds_ptr is not None:
             seconds = tl.load(new.seconds_ptr + place, mask=held, other=0)
     else:
-        k = tl.load(k_ptrs)
+        if BLOCK_D == HEAD_DIM:
+            k = tl.load(k_rows[:, None] + dim)
         v = tl.load(v_ptrs)
         if new.seconds_ptr is not None:
             seconds = tl.load(new.seconds_ptr + place)
-    return Keys(k, v, None, None, place, seconds)
+    return Keys(k, v, None, None, place, seconds, k_rows, held)
+
+
+@triton.jit
+def _products(query, keys, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+    """q . k, [M, N].
+
+    BLOCK_D dimensions at a time, queries and all loaded again for every tile of keys, where registers can't hold the
+    whole heads of queries as an operand: every warp has a copy of it.
+    """
+    if BLOCK_D == HEAD_DIM:
+        scores = tl.dot(query.q, tl.trans(keys.k), input_precision="tf32x3")
+    else:
+        scores = tl.zeros([query.rows.shape[0], keys.rows.shape[0]], tl.float32)
+        for first_dim in range(0, HEAD_DIM, BLOCK_D):
+            dim = first_dim + tl.arange(0, BLOCK_D)
+            q = tl.load(query.rows[:, None] + dim, mask=query.live[:, None], other=0.0)
+            k = decode(tl.load(keys.rows[:, None] + dim, mask=keys.held[:, None], other=0), q.dtype)
+            scores = tl.dot(q, tl.trans(k), scores, input_precision="tf32x3")
+    return scores
 
 
 @triton.jit
@@ -320,6 +355,7 @@ def attend(
     MASKED: tl.constexpr,
     BLOCK_N: tl.constexpr,
     HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
 ):
     """`state` after one more tile of keys; with relative terms, tiles come in order, the first after `look_ahead`.
 
@@ -328,7 +364,7 @@ def attend(
         limit: keys at this place and after are not seen. Only with MASKED, as are window and causality.
     """
     gap = query.place[:, None] - keys.place[None, :]  # [M, N]
-    scores = tl.dot(query.q, tl.trans(keys.k), input_precision="tf32x3")  # [M, N]
+    scores = _products(query, keys, HEAD_DIM, BLOCK_D)  # [M, N]
     if keys.k_scale is not None:
         scores *= keys.k_scale[None, :]
     if relative.r_ptr is not None:

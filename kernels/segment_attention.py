@@ -214,7 +214,13 @@ def launches(call: AttentionCall, plan: AttentionPlan, buffers: AttentionBuffers
             continue
         queries = tile.block_m // heads
         tiles = num_users * triton.cdiv(plan.short_rows, queries) if split else num_tokens // queries + num_users
-        constants = {"SPLIT": split, "HEADS": heads, "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n}
+        constants = {
+            "SPLIT": split,
+            "HEADS": heads,
+            "BLOCK_M": tile.block_m,
+            "BLOCK_N": tile.block_n,
+            "BLOCK_D": tile.block_d or head_dim,
+        }
         grid = (tiles, num_heads // heads, plan.max_parts if split else 1)
         yield Launch(attend_kernel, grid, {**arguments, **constants}, tile.num_warps, tile.num_stages)
     if plan.split is not None and plan.max_parts > 1 and call.memory is not None:

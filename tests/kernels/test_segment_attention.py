@@ -76,6 +76,14 @@ def test_plan_that_ships(case: AttentionCase) -> None:
     assert_as_exact_as_pytorch(arguments, *attend(arguments), torch.bfloat16)
 
 
+@pytest.mark.parametrize("memory_dtype", ["same", "int8"])
+def test_wide_heads_of_float32_are_scored_piece_by_piece(memory_dtype: str) -> None:
+    """The tiles that ship for them, in both launches, with targets."""
+    case = AttentionCase((66, 3), (40, 20), (2, 1), 256, targets=(4, 1), window=50, memory_dtype=memory_dtype)
+    arguments = case.make(torch.float32)
+    assert_as_exact_as_pytorch(arguments, *attend(arguments), torch.float32)
+
+
 def test_bounds_change_the_launch_and_not_the_answer() -> None:
     arguments = AttentionCase(new=(1, 2), past=(300, 17), heads=(4, 2)).make(torch.float32)
     with count_work() as loose:
