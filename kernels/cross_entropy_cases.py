@@ -57,7 +57,12 @@ class CrossEntropyCase(NamedTuple):
         return hidden, items, targets.to(device), {name: x.to(device) for name, x in sample.items()}
 
 
-SHAPES = (CrossEntropyCase(1, 7, 16), CrossEntropyCase(33, 130, 32), CrossEntropyCase(70, 1682, 64))
+SHAPES = (
+    CrossEntropyCase(1, 7, 16),
+    CrossEntropyCase(33, 130, 32),
+    CrossEntropyCase(70, 1682, 64),
+    CrossEntropyCase(20, 70, 190),  # float32 is multiplied in pieces of the width
+)
 SAMPLED = tuple(case._replace(sampled=True) for case in SHAPES)
 
 

@@ -10,6 +10,8 @@ become float16: with a million items most probabilities lie below float16's leas
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
@@ -63,6 +65,38 @@ def _columns(
         if log_q_ptr is not None:
             log2_q = tl.load(log_q_ptr + column, mask=held, other=0.0) * LOG2_E
     return item, held, w, log2_q
+
+
+class Rows(NamedTuple):
+    """n rows of WIDTH: `tile` [n, DIM], and where they stand: row number `rows` [n] at `ptr`, those that are `live`."""
+
+    tile: Any
+    ptr: Any
+    rows: Any
+    stride: Any
+    live: Any
+
+
+@triton.jit
+def _piece(rows, first_dim, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr):
+    """BLOCK_D dimensions of `rows` from `first_dim` on, loaded again."""
+    dim = first_dim + tl.arange(0, BLOCK_D)
+    mask = rows.live[:, None] & (dim < WIDTH)[None, :]
+    return tl.load(rows.ptr + rows.rows.to(tl.int64)[:, None] * rows.stride + dim[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def _products(a, b, WIDTH: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+    """[A, B] inner products of two `Rows`; in pieces of BLOCK_D where rows that stay don't fit the registers."""
+    if BLOCK_D == DIM:
+        out = tl.dot(a.tile, tl.trans(b.tile), input_precision="tf32x3")
+    else:
+        out = tl.zeros([a.rows.shape[0], b.rows.shape[0]], tl.float32)
+        for first_dim in range(0, DIM, BLOCK_D):
+            a_piece = _piece(a, first_dim, WIDTH, BLOCK_D)
+            b_piece = _piece(b, first_dim, WIDTH, BLOCK_D)
+            out = tl.dot(a_piece, tl.trans(b_piece), out, input_precision="tf32x3")
+    return out
 
 
 @triton.jit
@@ -191,6 +225,7 @@ def hidden_gradient_kernel(
     DIM: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,  # DIM, or dimensions that logits are summed over at a time
 ):
     first_row = tl.program_id(0) * BLOCK_M
     part = tl.program_id(1)
@@ -206,7 +241,8 @@ def hidden_gradient_kernel(
         item, held, w, log2_q = _columns(
             items_ptr, negatives_ptr, log_q_ptr, first, end, items_stride, BLOCK_N, WIDTH, DIM
         )
-        logit = tl.dot(h, tl.trans(w), input_precision="tf32x3") * LOG2_E  # [M, N]
+        columns = Rows(w, items_ptr, item, items_stride, held)
+        logit = _products(Rows(h, hidden_ptr, row, hidden_stride, live), columns, WIDTH, DIM, BLOCK_D) * LOG2_E
         is_target = item[None, :] == target[:, None]
         if negatives_ptr is None:
             slope = tl.exp2(logit - lse2[:, None]) - spread - tl.where(is_target, certain, 0.0)
@@ -248,6 +284,7 @@ def item_gradient_kernel(
     DIM: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,  # DIM, or dimensions that logits are summed over at a time
 ):
     first = tl.program_id(0) * BLOCK_N
     part = tl.program_id(1)
@@ -264,7 +301,8 @@ def item_gradient_kernel(
         target = tl.load(targets_ptr + row, mask=live, other=-1)
         lse2 = tl.load(lse2_ptr + row, mask=live, other=float("inf"))
         weight = tl.load(weight_ptr + row, mask=live, other=0.0)
-        logit = tl.dot(w, tl.trans(h), input_precision="tf32x3") * LOG2_E  # [N, M]
+        columns = Rows(w, items_ptr, item, items_stride, held)
+        logit = _products(columns, Rows(h, hidden_ptr, row, hidden_stride, live), WIDTH, DIM, BLOCK_D) * LOG2_E
         is_target = item[:, None] == target[None, :]
         if negatives_ptr is None:
             slope = tl.exp2(logit - lse2[None, :]) - spread - tl.where(is_target, certain, 0.0)

@@ -17,12 +17,16 @@ LEAST_TILES = 2  # tiles a part: a shorter one mostly loads its own rows
 
 
 class Tile(NamedTuple):
-    """Shape of a program's tile, and how it is launched: block_m rows by block_n columns of logits."""
+    """Shape of a program's tile, and how it is launched: block_m rows by block_n columns of logits.
+
+    block_d: dimensions that the gradients' logits are summed over at a time; 0: all at once.
+    """
 
     block_m: int
     block_n: int
     num_warps: int
     num_stages: int
+    block_d: int = 0
 
 
 ROW_TILE = Tile(16, 1, 4, 1)  # of the kernel of losses: rows alone

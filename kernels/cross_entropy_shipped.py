@@ -52,6 +52,7 @@ def configuration(part: str, tile: Tile, target: int, dtype: str, dim: int, samp
         "DIM": padded_dim(dim),
         "BLOCK_M": tile.block_m,
         "BLOCK_N": tile.block_n,
+        "BLOCK_D": tile.block_d or padded_dim(dim),
         "BLOCK": tile.block_m,
     }
     signature: dict[str, str] = {}

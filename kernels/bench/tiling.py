@@ -104,6 +104,8 @@ def _loss_candidates(width: int, itemsize: int) -> list[Tile]:
         for m, n, warps in sides
         if ((m + n) * width * pieces + max(m, n) * width + 2 * m * n) / (32 * warps) < 240
     ]
+    if itemsize == 4 and width > 128:
+        fitting += [Tile(16, 32, 8, 2, block_d=64), Tile(16, 16, 8, 2, block_d=32)]
     return [*fitting, Tile(16, 16, 8, 1)]
 
 
