@@ -113,7 +113,7 @@ def configuration(part: str, tile: BackwardTile, target: int, dtype: str, head_d
         else:
             signature[name] = "fp32" if name in FLOATS else "i32"
     # a loop with a branch or another loop inside is not pipelined
-    pipelined = tile.num_stages > 1 and (part == "key" or (part == "query" and "bias" not in features))
+    pipelined = part == "key" or (part == "query" and "bias" not in features)
     expects = (*(["matrix"] if part != "rows" and dtype != "fp32" else []), *(["async_copy"] if pipelined else []))
     return Shipped(
         kernel=f"segment_attention_backward.{part}",

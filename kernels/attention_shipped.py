@@ -71,7 +71,7 @@ def _configurations(target: int, config: str, dtype: torch.dtype, case: Attentio
             continue  # a mixed batch's short users: the same as in the short cases
         part = "merge" if launch.fn is merge_kernel else "split" if launch.arguments["SPLIT"] else "tiled"
         matrix: tuple[str, ...] = ("matrix", "async_copy") if part != "merge" else ()
-        if part == "tiled" and dtype != torch.float32 and launch.arguments["BLOCK_M"] >= 64:  # wgmma's least rows
+        if part == "tiled" and dtype != torch.float32:
             matrix += ("wgmma", "tcgen05")
         constants = {
             name: value

@@ -67,8 +67,7 @@ def configuration(part: str, tile: Tile, target: int, dtype: str, dim: int, samp
         else:
             signature[name] = "fp32" if name in FLOATS else "i32"
     multiplies = part in ("lse", "hidden", "items")
-    # float32's products for the hidden states' gradient take the items from registers: they are not pipelined
-    pipelined = tile.num_stages > 1 and dim % 16 == 0 and (part, dtype) != ("hidden", "fp32")
+    pipelined = tile.num_stages > 1 and dim % 16 == 0
     return Shipped(
         kernel=f"catalogue_cross_entropy.{part}",
         config=f"{dtype}-D{dim}-{'sampled' if sampled else 'full'}",

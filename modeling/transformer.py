@@ -61,9 +61,7 @@ class Transformer(nn.Module):
         self.config = config
         self.items = nn.Embedding(config.num_items + 1, config.dim)  # the last row: an item that isn't in the catalogue
         self.gaps = nn.Embedding(config.num_gap_buckets, config.dim)
-        self.blocks: Sequence[Block] = nn.ModuleList(  # type: ignore[assignment]
-            Block(config, dropout) for _ in range(config.num_layers)
-        )
+        self.blocks = nn.ModuleList(Block(config, dropout) for _ in range(config.num_layers))
         self.norm = nn.RMSNorm(config.dim, eps=NORM_EPS)
         self.start = nn.Parameter(torch.empty(config.dim))
         self.dropout = Dropout(dropout)
@@ -105,6 +103,7 @@ class Transformer(nn.Module):
         x = self.dropout(self.items(items) + self.gaps(gaps))  # [T, dim]
         if memory is not None and self._runs_blocks_whole(x, cu_seqlens, memory):
             for index, block in enumerate(self.blocks):
+                assert isinstance(block, Block)
                 x = block.decode(x, positions, memory, index)
         else:
             for index, block in enumerate(self.blocks):

@@ -78,8 +78,8 @@ class StepRunner:
             max_new=int(np.diff(inputs.cu_seqlens).max()),
             max_memory=int(inputs.lengths.max()),
         )
-        hidden = self._network(items, gaps, positions, cu_seqlens, memory)
-        return hidden.float().cpu().numpy()  # type: ignore[no-any-return]
+        hidden: torch.Tensor = self._network(items, gaps, positions, cu_seqlens, memory)
+        return hidden.float().cpu().numpy()
 
 
 class DecodeStep:
@@ -158,12 +158,13 @@ class DecodeStep:
 
     def _forward(self) -> torch.Tensor:
         items, gaps, positions, _ = self._device64
-        return self._network(items, gaps, positions, self._cu_seqlens, self._memory)  # type: ignore[no-any-return]
+        hidden: torch.Tensor = self._network(items, gaps, positions, self._cu_seqlens, self._memory)
+        return hidden
 
     def _capture(self, device: torch.device) -> None:
         """Capture the pass; it is run before on a side stream, which compiles kernels and fills constant tables."""
         torch.cuda.synchronize(device)
-        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch gives it no types
         with torch.cuda.stream(stream):
             self._forward()
         torch.cuda.synchronize(device)

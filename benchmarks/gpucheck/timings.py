@@ -91,9 +91,10 @@ def _first() -> Iterator[Timing]:
 def _decodes() -> Iterator[Timing]:
     for new in (4, 16):
         yield _decode(new, 4096, "same", BANDWIDTH)
-    for stored in ("int8", "fp8"):
+    quantised: tuple[MemoryDtype, ...] = ("int8", "fp8")
+    for stored in quantised:
         for new in (1, 16):
-            yield _decode(new, 4096, stored, BANDWIDTH, quick=(new, stored) == (1, "int8"))  # type: ignore[arg-type]
+            yield _decode(new, 4096, stored, BANDWIDTH, quick=(new, stored) == (1, "int8"))
     for new in (1, 4, 16):
         yield _decode(new, 16384, "same", BANDWIDTH)
     for new in (1, 4, 16):

@@ -70,8 +70,7 @@ def problems() -> Iterator[Problem]:
             f"B{rows}-N{items}-d128-k100",
             lambda device, r=rows, n=items: _topk_work(r, n, device),  # type: ignore[misc]
             values=True,
-            # a program a multiprocessor reads the rows: 64 of them are 6 % of a catalogue of 2^17, and promise nothing
-            bytes_limit=1.05 if items > rows << 12 else None,
+            bytes_limit=1.05,
         )
     for users, past in ((1, 256), (16, 511)):
         yield Problem(
