@@ -109,6 +109,9 @@ class EngineConfig(_Config):
         max_events_per_request: most events a user may send in one request.
         max_candidates: most candidates of a user in one request.
         max_step_events: most events that run through the network in one pass.
+        inline_events: a user whose memory lacks at most so many events is answered at once; more are deferred, and
+            computed in chunks between the batches.
+        chunk_events: events of such a chunk, all its users together.
         memory_bytes: size of the page pool, all layers.
         page_size: events of a page (the S of the kernels).
         dtype: of weights, of what is computed and of pages; bfloat16 is what the matrix units of a GPU want.
@@ -127,6 +130,8 @@ class EngineConfig(_Config):
     max_events_per_request: Positive = 2048
     max_candidates: Positive = 4096
     max_step_events: Positive = 2048
+    inline_events: Positive = 64
+    chunk_events: Positive = 256
     memory_bytes: Positive = 256 << 20
     page_size: Annotated[int, AfterValidator(_page_size)] = 32
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["gap_buckets"]
+__all__ = ["gap_buckets", "ragged_gap_buckets"]
 
 
 def gap_buckets(times_ms: NDArray[np.int64], previous_ms: int | None, num_buckets: int) -> NDArray[np.int64]:
@@ -27,4 +27,26 @@ def gap_buckets(times_ms: NDArray[np.int64], previous_ms: int | None, num_bucket
     buckets = 1 + np.minimum(np.floor(np.log2(1.0 + seconds)).astype(np.int64), num_buckets - 2)
     if previous_ms is None:
         buckets[0] = 0
+    return buckets
+
+
+def ragged_gap_buckets(
+    times_ms: NDArray[np.int64], cu_seqlens: NDArray[np.int32], previous_ms: NDArray[np.int64], num_buckets: int
+) -> NDArray[np.int64]:
+    """`gap_buckets` of B users at once.
+
+    Args:
+        times_ms: [T], user after user. cu_seqlens: [B + 1] int32; each user has an event at least.
+        previous_ms: [B] unix milliseconds; negative: there is no event before.
+
+    Returns:
+        [T] int64.
+    """
+    before = np.empty_like(times_ms)
+    before[1:] = times_ms[:-1]
+    starts = cu_seqlens[:-1]
+    before[starts] = previous_ms
+    seconds = np.maximum(times_ms - before, 0) / 1000.0
+    buckets: NDArray[np.int64] = 1 + np.minimum(np.floor(np.log2(1.0 + seconds)).astype(np.int64), num_buckets - 2)
+    buckets[starts[previous_ms < 0]] = 0
     return buckets

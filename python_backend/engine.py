@@ -1,86 +1,48 @@
 """The engine: queries in, answers out. Ties the event log (the truth), the memory pool (its cache) and the network.
 
-One call of `answer` does, for all its queries together:
+`answer` appends the queries' events to the log, in one transaction, and answers at once what is small: users whose
+memory is at most `inline_events` behind. The rest is deferred: `turn` does a bounded piece of it, fair between users,
+and is called again and again in between, so that a user who needs thousands of events holds up nobody for longer than
+a turn. A user's answers come in the order of their queries.
 
-1. append their events to the log, in one transaction;
-2. bring the users' memories up to their logs: waves of ragged batches run the missing events through the network. A
-   warm user misses the new events only; a user without memory misses at most the network's receptive field;
-3. rank the catalogue, or the given candidates, for each query from the hidden state after its last event.
-
-A failure leaves memories behind their logs at worst, and the next call catches up. Knows no server.
+A failure leaves memories behind their logs at worst, and the next call catches up. Knows no server. Not for two
+threads at once.
 """
 
+import time
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from longrec import kernels
 from longrec.config import EngineConfig
-from longrec.errors import DataError
-from longrec.modeling import features
+from longrec.errors import DataError, LongrecError, MachineError
 from longrec.modeling.transformer import Transformer
-from longrec.protocol import NO_ITEM, Status
-from longrec.python_backend.event_log import Append, Appended, EventLog
-from longrec.python_backend.memory_pool import MemoryPool, UserMemory
+from longrec.protocol import UNCHECKED_POSITION, Status
+from longrec.python_backend.catch_up import CatchUp, Caught
+from longrec.python_backend.deferred import DeferredWork
+from longrec.python_backend.event_log import Appended, EventLog
+from longrec.python_backend.memory_pool import NO_ROW, MemoryPool
+from longrec.python_backend.observations import Observations
 from longrec.python_backend.query import Answer, Query
-from longrec.python_backend.step import StepInputs, StepRunner
+from longrec.python_backend.ranking import NO_ITEMS, Ranker, first_of
+from longrec.python_backend.step import StepRunner
+from longrec.python_backend.work import Entry, Work
 
-__all__ = ["Counters", "Engine"]
+__all__ = ["Engine", "Ticket"]
 
-Rows = NDArray[np.int64]  # [n, 2] item, unix ms
-Hidden = NDArray[np.float32]  # [Q, dim]
-Ranked = tuple[NDArray[np.int64], NDArray[np.float32]]
-NO_ITEMS: Ranked = (np.empty(0, np.int64), np.empty(0, np.float32))
-
-
-@dataclass(slots=True)
-class Counters:
-    """What the engine has done since it began; each only grows.
-
-    Attributes:
-        queries: answered, gaps included. gaps: refused for a gap.
-        events_appended: new in the log. events_skipped: sent again by a retry, already in the log.
-        events_unknown: among the appended, those whose item isn't in the catalogue.
-        events_computed: run through the network; events_rebuilt: those of them that came from the log.
-        waves: passes through the network.
-    """
-
-    queries: int = 0
-    gaps: int = 0
-    events_appended: int = 0
-    events_skipped: int = 0
-    events_unknown: int = 0
-    events_computed: int = 0
-    events_rebuilt: int = 0
-    waves: int = 0
+MAX_SERVED = 64
+TURN_EVENTS = 64  # a turn is cut among as many users as get this many events each
+NO_EVENTS = np.empty((0, 2), np.int64)
 
 
-@dataclass(slots=True)
-class _UserWork:
-    """One user's wanted answers of a call, and the log's rows that the call itself brought."""
+class Ticket(NamedTuple):
+    """Stands in the place of an answer that a later `turn` gives."""
 
-    user: bytes
-    rows_start: int = 0  # position of the first of `rows`
-    rows: list[Rows] = field(default_factory=list)
-    wanted: deque[tuple[int, int]] = field(
-        default_factory=deque
-    )  # (answer after so many events, query's number), rising
-
-    @property
-    def length(self) -> int:
-        """Events that the memory must stand for in the end."""
-        return self.wanted[-1][0]
-
-    def take(self, log: EventLog, start: int, stop: int) -> tuple[Rows, bool]:
-        """Events [start, stop), and whether the log had to be read for them."""
-        if self.rows and self.rows_start <= start:
-            return np.concatenate(self.rows)[start - self.rows_start : stop - self.rows_start], False
-        return log.read(self.user, start, stop), True
+    number: int
 
 
 class Engine:
@@ -91,6 +53,9 @@ class Engine:
         log: the users' events; may be shared with other engines.
         config: limits and sizes.
         decode_batches: as in `StepRunner`.
+
+    Attributes:
+        observations: what it has done, for metrics.
 
     Raises:
         ArgumentError: `config.memory_bytes` is too small for the network's window.
@@ -104,17 +69,25 @@ class Engine:
         decode_batches: Sequence[int] | None = None,
     ) -> None:
         self.network, self.log, self.config = network, log, config
-        self.device = network.start.device
-        self.pool = MemoryPool(network.config, config, self.device, network.start.dtype)
+        device = network.start.device
+        self.pool = MemoryPool(network.config, config, device, network.start.dtype)
         kernels.prepare_attention(self.pool.k_pages[0], network.start.dtype)  # compiled now, not during a request
-        self._steps = StepRunner(network, self.pool, decode_batches)
-        self.counters = Counters()
-        self._start = network.start.detach().float().cpu().numpy()
-        self._item_table = network.item_table.detach()
+        self._catch_up = CatchUp(network, log, self.pool, StepRunner(network, self.pool, decode_batches))
+        self._ranker = Ranker(network.item_table.detach())
+        half_the_pool = self.pool.num_pages // 2 // self.pool.pages_per_user  # the other half is for those who are warm
+        self._deferred = DeferredWork(min(MAX_SERVED, max(1, half_the_pool)))
+        self._num_tickets = 0
+        self._cold: deque[bytes] = deque()  # users to give a memory when there is nothing else to do
+        self.observations = Observations()
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `turn` has something to do."""
+        return bool(self._deferred or self._cold)
 
     @torch.inference_mode()
-    def answer(self, queries: Sequence[Query]) -> list[Answer]:
-        """Answer the queries; of one user's, the earlier come first in the log.
+    def answer(self, queries: Sequence[Query]) -> list[Answer | Ticket]:
+        """Answer the queries, or promise to; of one user's, the earlier come first in the log.
 
         A query with k = 0 only appends: its events run through the network when an answer needs them.
 
@@ -122,163 +95,190 @@ class Engine:
             MachineError: the log can't take the events; nothing has been changed then. Or it can't be read: appended
                 events stay appended.
         """
-        appended = self.log.append([Append(query.user, query.position, query.events) for query in queries])
-        works: dict[bytes, _UserWork] = {}
-        errors: dict[bytes, DataError] = {}  # of users whose log is damaged
-        for number, (query, outcome) in enumerate(zip(queries, appended, strict=True)):
-            if isinstance(outcome, DataError):
-                errors[query.user] = outcome
-                continue
-            self._count(query, outcome)
-            if outcome.status is not Status.OK:
-                continue
-            work = works.setdefault(query.user, _UserWork(query.user))
-            rows = query.events[outcome.skipped :]
-            if len(rows):
-                if not work.rows:
-                    work.rows_start = outcome.length - len(rows)
-                work.rows.append(rows)
-            if query.k:
-                work.wanted.append((outcome.length, number))
+        now, later = self._split(queries)
+        answers: dict[int, Answer | Ticket] = {}
+        appended = self.log.append([entry.append for entry in now])
+        works: dict[bytes, Work] = {}
+        for entry, outcome in zip(now, appended, strict=True):
+            answer = self._accept(entry, outcome)
+            if answer is not None:
+                answers[entry.number] = answer
+            if entry.outcome is not None:
+                user = entry.query.user
+                work = works.get(user)
+                if work is None:
+                    work = works[user] = Work(user)
+                work.add_rows(entry)
+                if answer is None:
+                    work.entries.append(entry)
+        inline, slow = self._small([work for work in works.values() if work.entries])
+        caught = self._catch_up.run(inline, each=self.config.inline_events, room=self.config.max_step_events)
+        for entry, answer in self._answers(caught):
+            answers[entry.number] = answer
+        # of a user's entries, those that were appended come before those that were not
+        left = [entry for work in (*inline, *slow) for entry in work.entries]
+        for entry in (*left, *later):
+            number = entry.number
+            answers[number] = self._defer(entry)
+        return [answers[number] for number in range(len(queries))]
 
-        wanted = {user: [number for _, number in work.wanted] for user, work in works.items()}
-        hidden = np.empty((len(queries), self.network.config.dim), np.float32)
-        errors |= self._compute([work for work in works.values() if work.wanted], hidden)
-        ranked = self._rank(
-            queries, hidden, [number for user, numbers in wanted.items() if user not in errors for number in numbers]
-        )
-        answers = []
-        for number, (query, outcome) in enumerate(zip(queries, appended, strict=True)):
-            error = errors.get(query.user) if query.k or isinstance(outcome, DataError) else None
-            status, length = (Status.OK, 0) if isinstance(outcome, DataError) else (outcome.status, outcome.length)
-            answers.append(Answer(status, length, *(ranked.get(number) or _first(*NO_ITEMS, query.k)), error))
+    @torch.inference_mode()
+    def turn(self) -> list[tuple[Ticket, Answer]]:
+        """Do a piece of the deferred work: at most `chunk_events` events of the network. Never raises for the log's
+        sake: whoever is concerned gets the error as their answer."""
+        if not self._deferred:
+            self._warm_one()
+            return []
+        done: list[tuple[Entry, Answer]] = []
+        self._append_next(done)
+        chunk = self.config.chunk_events
+        works = self._deferred.next_works(max(1, chunk // TURN_EVENTS))
+        if works:
+            try:
+                caught = self._catch_up.run(works, each=-(-chunk // len(works)), room=chunk)
+                done += self._answers(caught)
+            except MachineError as error:
+                done += [(entry, _failed(error)) for work in works for entry in work.entries]
+                for work in works:
+                    work.entries.clear()
+            for work in works:
+                self._pin(work.user, True)
+        for user in self._deferred.end_idle():
+            self._pin(user, False)
+        return [(Ticket(entry.number), answer) for entry, answer in done]
+
+    def answer_all(self, queries: Sequence[Query]) -> list[Answer]:
+        """`answer`, then turns until none of its answers is left out. Raises as `answer`.
+
+        For those who use an engine without a server; answers that others wait for must not be pending.
+        """
+        answers = self.answer(queries)
+        late: dict[Ticket, Answer] = {}
+        while any(isinstance(answer, Ticket) and answer not in late for answer in answers):
+            late.update(self.turn())
+        return [late[answer] if isinstance(answer, Ticket) else answer for answer in answers]
+
+    def fail_deferred(self, error: LongrecError) -> list[tuple[Ticket, Answer]]:
+        """Give up all deferred work; its answers are `error`."""
+        self.pool.pinned[:] = False
+        return [(Ticket(entry.number), _failed(error)) for entry in self._deferred.clear()]
+
+    def warm_up(self, users: Iterable[bytes]) -> None:
+        """Give these users memories, in this order, while there is nothing else to do and pages are free."""
+        self._cold = deque(users)
+
+    def _split(self, queries: Sequence[Query]) -> tuple[list[Entry], list[Entry]]:
+        """Entries that go into the log now, and those that wait: behind others of their user, or for being long."""
+        now: list[Entry] = []
+        later: list[Entry] = []
+        waiting: set[bytes] = set()
+        most, seconds = self.config.inline_events, time.monotonic()
+        for number, query in enumerate(queries):
+            entry = Entry(number, query, None, seconds)
+            if len(query.events) > most or query.user in waiting or query.user in self._deferred:
+                waiting.add(query.user)
+                later.append(entry)
+            else:
+                now.append(entry)
+        return now, later
+
+    def _accept(self, entry: Entry, outcome: Appended | DataError) -> Answer | None:
+        """Take what became of an entry's append; the answer, where that is all that was wanted."""
+        seen, query = self.observations, entry.query
+        seen.queries += 1
+        if isinstance(outcome, DataError):
+            return _failed(outcome)
+        status, skipped, length = outcome
+        if status is not Status.OK:
+            seen.gaps += 1
+            return Answer(status, length, *first_of(*NO_ITEMS, query.k))
+        entry.outcome = outcome
+        rows = entry.new_rows
+        if len(rows):
+            seen.events_appended += len(rows)
+            seen.events_unknown += int(np.count_nonzero(rows[:, 0] >= self.network.config.num_items))
+        seen.events_skipped += skipped
+        return None if query.k else Answer(status, length, *first_of(*NO_ITEMS, 0))
+
+    def _small(self, works: list[Work]) -> tuple[list[Work], list[Work]]:
+        """Users who are answered at once, and the others."""
+        inline: list[Work] = []
+        slow: list[Work] = []
+        room = self.config.max_step_events
+        for work in works:
+            missing = self._catch_up.num_missing(work)
+            if missing > min(self.config.inline_events, room):
+                slow.append(work)
+            else:
+                inline.append(work)
+                room -= missing
+        return inline, slow
+
+    def _answers(self, caught: Caught) -> list[tuple[Entry, Answer]]:
+        seen = self.observations
+        seen.events_computed += caught.num_events
+        seen.events_rebuilt += caught.num_read
+        seen.waves += caught.num_events > 0
+        answers = [(entry, _failed(error)) for entry, error in caught.failed]
+        wanted = [at for at, entry in enumerate(caught.entries) if entry.query.k]
+        if wanted:
+            hidden = caught.hidden if len(wanted) == len(caught.entries) else caught.hidden[wanted]
+            entries = [caught.entries[at] for at in wanted]
+            ranked = self._ranker.rank(hidden, [entry.query for entry in entries])
+            for entry, (items, scores) in zip(entries, ranked, strict=True):
+                answers.append((entry, Answer(Status.OK, entry.after, items, scores)))
         return answers
 
-    def _count(self, query: Query, outcome: Appended) -> None:
-        counters, rows = self.counters, query.events[outcome.skipped :]
-        counters.queries += 1
-        if outcome.status is not Status.OK:
-            counters.gaps += 1
-            return
-        counters.events_appended += len(rows)
-        counters.events_skipped += outcome.skipped
-        counters.events_unknown += int(np.count_nonzero(rows[:, 0] >= self.network.config.num_items))
+    def _defer(self, entry: Entry) -> Ticket:
+        entry.number = self._num_tickets
+        self._num_tickets += 1
+        self._deferred.add(entry)
+        return Ticket(entry.number)
 
-    def _compute(self, works: list[_UserWork], hidden: Hidden) -> dict[bytes, DataError]:
-        """Fill row q of `hidden` for each wanted query q, bringing memories up to date wave by wave.
+    def _append_next(self, done: list[tuple[Entry, Answer]]) -> None:
+        """Put the next entries of the served users into the log, and into work."""
+        taken = self._deferred.take(self.config.max_step_events)
+        fresh = [entry for _, entry in taken if entry.outcome is None]
+        outcomes: Iterable[Appended | DataError | MachineError]
+        try:
+            outcomes = self.log.append([entry.append for entry in fresh]) if fresh else []
+        except MachineError as error:
+            outcomes = [error] * len(fresh)
+        answers: dict[int, Answer] = {}
+        for entry, outcome in zip(fresh, outcomes, strict=True):
+            answer = _failed(outcome) if isinstance(outcome, MachineError) else self._accept(entry, outcome)
+            if answer is not None:
+                answers[entry.number] = answer
+        for work, entry in taken:
+            if entry.outcome is not None:
+                work.add_rows(entry)
+            if entry.number in answers:
+                done.append((entry, answers[entry.number]))
+            else:
+                work.entries.append(entry)
 
-        Returns:
-            Of each user whose log can't be read, the reason; their rows are left as they are.
-        """
-        errors: dict[bytes, DataError] = {}
-        while works := [work for work in works if work.user not in errors and self._is_pending(work, hidden)]:
-            wave: list[_Row] = []
-            room, users = self.config.max_step_events, set[bytes]()
-            for work in works:
-                users.add(work.user)
-                try:
-                    memory = self._memory(work)
-                    count = min(work.length - memory.length, room)
-                    if not count or not self.pool.reserve(memory, count, keep=users):
-                        break  # the first user always fits
-                    rows, from_log = work.take(self.log, memory.length, memory.length + count)
-                except DataError as error:
-                    errors[work.user] = error
-                    self.pool.drop(work.user)
-                    continue
-                self.counters.events_rebuilt += count * from_log
-                wave.append(_Row(work, memory, count, rows))
-                room -= count
-            if wave:
-                self._run(wave, hidden)
-        return errors
+    def _pin(self, user: bytes, pinned: bool) -> None:
+        row = self.pool.row(user)
+        if row != NO_ROW:
+            self.pool.pinned[row] = pinned
 
-    def _is_pending(self, work: _UserWork, hidden: Hidden) -> bool:
-        """Whether the user still needs the network; what the state as it stands answers is filled in."""
-        memory = self.pool.get(work.user)
-        length, state = (0, self._start) if memory is None else (memory.length, memory.hidden)
-        while work.wanted and work.wanted[0][0] == length and state is not None:
-            hidden[work.wanted.popleft()[1]] = state
-        return bool(work.wanted)
-
-    def _memory(self, work: _UserWork) -> UserMemory:
-        """The user's memory, begun anew where there is none, or none that helps: the receptive field is enough."""
-        first = max(0, work.wanted[0][0] - self.network.config.receptive_field)
-        memory = self.pool.get(work.user)
-        # a memory that is ahead has outlived its log: the folder was replaced
-        if memory is None or memory.length < first or memory.length > work.wanted[0][0]:
-            time = int(self.log.read(work.user, first - 1, first)[0, 1]) if first else None
-            memory = UserMemory(first, time)
-            self.pool.put(work.user, memory)
-        return memory
-
-    def _run(self, wave: Sequence["_Row"], hidden: Hidden) -> None:
-        """Run the next `count` events of each user of the wave through the network."""
-        model, total = self.network.config, sum(row.num_events for row in wave)
-        items, gaps, positions, slots = (np.empty(total, np.int64) for _ in range(4))
-        cu_seqlens, page_indptr = (np.zeros(len(wave) + 1, np.int32) for _ in range(2))
-        lengths = np.empty(len(wave), np.int32)
-        pages: list[int] = []
-        times: list[int] = []
-        for b, (_, memory, count, rows) in enumerate(wave):
-            new = slice(cu_seqlens[b], cu_seqlens[b] + count)
-            items[new] = np.minimum(rows[:, 0], model.num_items)
-            gaps[new] = features.gap_buckets(rows[:, 1], memory.time, model.num_gap_buckets)
-            positions[new] = np.arange(memory.length, memory.length + count)
-            slots[new] = self.pool.slots(memory, count)
-            pages += memory.pages
-            cu_seqlens[b + 1], page_indptr[b + 1] = new.stop, len(pages)
-            lengths[b] = memory.length - memory.first
-            times.append(int(rows[-1, 1]))
-        page_indices = np.array(pages, np.int32)
-        output = self._steps.run(  # [total, dim]
-            StepInputs(items, gaps, positions, slots, cu_seqlens, page_indptr, page_indices, lengths)
-        )
-        for b, (work, memory, count, _) in enumerate(wave):
-            rows_before = cu_seqlens[b] - memory.length - 1  # output row of "after n events" is rows_before + n
-            self.pool.advance(memory, count)
-            memory.time, memory.hidden = times[b], output[cu_seqlens[b + 1] - 1].copy()
-            while work.wanted and work.wanted[0][0] <= memory.length:
-                after, number = work.wanted.popleft()
-                hidden[number] = output[rows_before + after]
-        self.counters.events_computed += total
-        self.counters.waves += 1
-
-    def _rank(self, queries: Sequence[Query], hidden: Hidden, wanted: Sequence[int]) -> dict[int, Ranked]:
-        """Items and scores of the wanted queries, by number."""
-        num_items = self.network.config.num_items
-        ranked = {}
-        whole = [number for number in wanted if queries[number].candidates is None]
-        if whole:
-            most = min(max(queries[number].k for number in whole), num_items)
-            rows = torch.from_numpy(hidden[whole]).to(self._item_table)
-            scores, items = (found.cpu().numpy() for found in kernels.catalogue_topk(rows, self._item_table, most))
-            for row, number in enumerate(whole):
-                ranked[number] = _first(items[row], scores[row], queries[number].k)
-        for number in wanted:
-            candidates = queries[number].candidates
-            if candidates is not None:
-                known = candidates[candidates < num_items]
-                state = torch.from_numpy(hidden[number]).to(self._item_table)
-                logits = (self._item_table[torch.from_numpy(known).to(self.device)] @ state).float().cpu().numpy()
-                order = np.lexsort((known, -logits))  # equal scores: the lower index first
-                ranked[number] = _first(known[order], logits[order], queries[number].k)
-        return ranked
+    def _warm_one(self) -> None:
+        """A chunk for the first of the cold users."""
+        while self._cold:
+            user, pool = self._cold[0], self.pool
+            try:
+                length = self.log.length(user)
+                done = length == 0 or (user in pool and pool.length[pool.row(user)] == length)
+                if not done and pool.num_free_pages >= pool.pages_per_user:
+                    query = Query(user, NO_EVENTS, UNCHECKED_POSITION, None, 0)
+                    work = Work(user, deque([Entry(-1, query, Appended(Status.OK, 0, length))]))
+                    chunk = self.config.chunk_events
+                    self._answers(self._catch_up.run([work], each=chunk, room=chunk))
+                    return
+            except LongrecError:  # whoever asks for this user will be told
+                pass
+            self._cold.popleft()
 
 
-class _Row(NamedTuple):
-    """One user's part of a wave: the next `num_events` of what the memory lacks."""
-
-    work: _UserWork
-    memory: UserMemory
-    num_events: int
-    rows: Rows
-
-
-def _first(items: NDArray[np.int64], scores: NDArray[np.float32], k: int) -> Ranked:
-    """The first k, filled up with NO_ITEM at -inf."""
-    missing = k - len(items)
-    if missing > 0:
-        items = np.append(items, np.full(missing, NO_ITEM))
-        scores = np.append(scores, np.full(missing, -np.inf, np.float32))
-    return items[:k], scores[:k]
+def _failed(error: LongrecError) -> Answer:
+    return Answer(Status.OK, 0, *first_of(*NO_ITEMS, 0), error)

@@ -1,47 +1,53 @@
 """The memory pool: pages of keys and values of all layers, and which user holds which.
 
-A page id names one page in every layer, so that a user has one page table. Pages are never cleared: the operators read
-nothing past a user's length. Holds the bookkeeping only; what is written into pages is the network's business.
+A page id names one page in every layer, so that a user has one page table. What is known of a user lies in one row of
+a few arrays, so that a step over hundreds of users is a few array operations. Pages are never cleared: the operators
+read nothing past a user's length. Holds the bookkeeping only; what is written into pages is the network's business.
 """
 
-from collections import OrderedDict
-from collections.abc import Container
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from longrec.config import EngineConfig, ModelConfig
-from longrec.errors import ArgumentError
+from longrec.errors import ArgumentError, MachineError
 
-__all__ = ["MemoryPool", "UserMemory"]
+__all__ = ["NO_ROW", "NO_TIME", "MemoryPool", "PageTables"]
+
+Ints = NDArray[np.int64]
+NO_ROW = -1
+NO_TIME = -1
+_UNUSED = np.iinfo(np.int64).max  # `_used` of a row without a user: never the longest unused
+VICTIMS = 64  # rows found by one search for the longest unused
 
 
-class UserMemory:
-    """What the pool holds of one user: the keys and values of events [first, length) of the log.
+class PageTables(NamedTuple):
+    """Pages of the users of a step, as `kernels.PagedMemory` takes them.
 
-    Attributes:
-        first: position of the first event in the first page.
-        length: the memory stands for the log's prefix [0, length); what lies before `first` has left the window.
-        pages: page ids, oldest first.
-        time: unix ms of event length - 1; None if length is 0.
-        hidden: [dim] float32, the network's answer after event length - 1; None if length is 0.
+    Args:
+        indptr: [B + 1] int32. indices: [N] int32, oldest first.
     """
 
-    __slots__ = ("first", "hidden", "length", "pages", "time")
-
-    def __init__(self, first: int, time: int | None) -> None:
-        self.first = self.length = first
-        self.pages: list[int] = []
-        self.time = time
-        self.hidden: NDArray[np.float32] | None = None
+    indptr: NDArray[np.int32]
+    indices: NDArray[np.int32]
 
 
 class MemoryPool:
-    """Pages within `memory_bytes`; the user longest unused is evicted when none is free.
+    """Pages within `memory_bytes`, and the users who hold them; the user longest unused is evicted when none is free.
+
+    A row stands for the keys and values of events [first, length) of a user's log; what lies before `first` has left
+    the window. A step is: `begin_step`, `touch` the users that have rows, `open` those who have none, `reserve` pages
+    for as many as `num_fitting` says, run the network, `advance`. No user touched or opened in a step is evicted in it;
+    from one step to the next a row may go to another user, unless it is pinned.
 
     Attributes:
         k_pages, v_pages: a tensor [P, S, Hkv, D] per layer.
+        hidden: [rows, dim], the network's answer after event length - 1; void where length is 0.
+        first, length: [rows] int64.
+        time: [rows] int64, unix ms of event length - 1, or NO_TIME.
+        pinned: [rows] bool; a pinned row is never evicted.
         evictions: users evicted so far.
 
     Raises:
@@ -52,75 +58,246 @@ class MemoryPool:
         shape = (engine.page_size, model.num_kv_heads, model.head_dim)
         page_bytes = 2 * model.num_layers * int(np.prod(shape)) * dtype.itemsize
         self.num_pages = engine.memory_bytes // page_bytes
-        least = -(-(model.window + engine.max_step_events) // engine.page_size) + 1
-        if self.num_pages < least:
+        most_new = max(engine.inline_events, engine.chunk_events)
+        self.pages_per_user = -(-(model.window - 1 + most_new) // engine.page_size) + 1
+        if self.num_pages < self.pages_per_user:
             raise ArgumentError(
                 f"memory_bytes={engine.memory_bytes}",
-                f"at least {least * page_bytes} for {model.window} (window) + {engine.max_step_events} (step) events",
-                remedy="raise it, or lower max_step_events",
+                f"at least {self.pages_per_user * page_bytes} for {model.window} (window) + {most_new} (new) events",
+                remedy="raise it, or lower chunk_events and inline_events",
             )
         self.page_size, self.window = engine.page_size, model.window
         pages = torch.zeros(2, model.num_layers, self.num_pages, *shape, dtype=dtype, device=device)
         self.k_pages, self.v_pages = list(pages[0]), list(pages[1])
+        rows = self.num_pages  # a user in memory holds a page at least
+        self.hidden = torch.zeros(rows, model.dim, dtype=dtype, device=device)
+        self.first, self.length, self.time = (np.zeros(rows, np.int64) for _ in range(3))
+        self.pinned = np.zeros(rows, bool)
         self.evictions = 0
-        self._free = list(range(self.num_pages - 1, -1, -1))
-        self._users: OrderedDict[bytes, UserMemory] = OrderedDict()  # longest unused first
+        self._used = np.full(rows, _UNUSED)
+        self._clock = 0  # steps begun
+        self._borrowed = np.zeros(rows, np.int64)  # leading pages of a fork that are the user's
+        self._tables = np.zeros((rows, self.pages_per_user), np.int32)
+        self._rows: dict[bytes, int] = {}
+        self._users: list[bytes | None] = [None] * rows
+        self._free_rows = list(range(rows - 1, -1, -1))
+        self._free = np.arange(self.num_pages - 1, -1, -1, dtype=np.int32)  # a stack: the first `_num_free` are free
+        self._num_free = self.num_pages
+        self._victims: list[tuple[int, int]] = []  # (row, `_used` when it was found), the longest unused last
 
     def __len__(self) -> int:
-        return len(self._users)
+        return len(self._rows)
+
+    def __contains__(self, user: bytes) -> bool:
+        return user in self._rows
 
     @property
     def num_free_pages(self) -> int:
         """Pages that no user holds."""
-        return len(self._free)
+        return self._num_free
 
-    def get(self, user: bytes) -> UserMemory | None:
-        """The user's memory, now the most recently used; None if there is none."""
-        memory = self._users.get(user)
-        if memory is not None:
-            self._users.move_to_end(user)
-        return memory
+    def row(self, user: bytes) -> int:
+        """The user's row, or NO_ROW."""
+        return self._rows.get(user, NO_ROW)
 
-    def put(self, user: bytes, memory: UserMemory) -> None:
-        """Give a user a new memory."""
-        self.drop(user)
-        self._users[user] = memory
+    def begin_step(self) -> None:
+        """From now on the users of the step before may be evicted."""
+        self._clock += 1
+
+    def touch(self, rows: Ints | list[int]) -> None:
+        """These users belong to the step."""
+        self._used[rows] = self._clock
+
+    def open(self, user: bytes, first: int, time: int) -> int:
+        """Give a user an empty memory that begins at event `first`, after one at `time` (or NO_TIME).
+
+        A row without pages is one too many: reserve pages for it in the same step, or drop it.
+
+        Returns:
+            The user's row; NO_ROW if all rows belong to the step or are pinned.
+        """
+        row = self._rows.get(user, NO_ROW)
+        if row != NO_ROW:
+            self._release_pages(row)
+        else:
+            if not self._free_rows and not self._evict_one():
+                return NO_ROW
+            row = self._free_rows.pop()
+            self._rows[user], self._users[row] = row, user
+        self.first[row] = self.length[row] = first
+        self.time[row], self._used[row] = time, self._clock
+        return row
 
     def drop(self, user: bytes) -> None:
         """Forget a user; their pages are free."""
-        memory = self._users.pop(user, None)
-        if memory is not None:
-            self._free += memory.pages
+        row = self._rows.pop(user, NO_ROW)
+        if row != NO_ROW:
+            self._users[row] = None
+            self._release(row)
 
-    def reserve(self, memory: UserMemory, num_events: int, *, keep: Container[bytes]) -> bool:
-        """Give `memory` the pages for `num_events` more events, evicting users outside `keep` where none is free.
+    def num_fitting(self, rows: Ints, counts: Ints) -> int:
+        """How many of the step's users, from the first on, can get the pages for `counts` [B] more events.
+
+        The others belong to the step no longer.
+        """
+        kept = self.pinned.copy()
+        kept[rows] = False
+        room = self.num_pages - int(self._num_owned(np.flatnonzero(kept)).sum())
+        fitting = int(np.searchsorted(np.cumsum(self._num_owned(rows, counts)), room, side="right"))
+        self._used[self._used == self._clock] = self._clock - 1
+        self._used[rows[:fitting]] = self._clock
+        return fitting
+
+    def reserve(self, rows: Ints, counts: Ints) -> None:
+        """Give users the pages for `counts` [B] more events, evicting others; for users that `num_fitting` counted."""
+        needed = self._num_needed(rows, counts)
+        total = int(needed.sum())
+        if total:
+            starts = np.cumsum(needed) - needed
+            columns = np.repeat(self._num_held(rows) - starts, needed) + np.arange(total)
+            self._tables[np.repeat(rows, needed), columns] = self._take_pages(total)
+
+    def unreserve(self, rows: Ints, counts: Ints) -> None:
+        """Take back what `reserve` gave: the events were not written."""
+        for row, held, needed in zip(rows, self._num_held(rows), self._num_needed(rows, counts), strict=True):
+            self._free_pages(self._tables[row, held : held + needed])
+
+    def fork(self, rows: Ints) -> Ints:
+        """Copy-on-write forks of rows [B], pinned, each to be advanced on its own and then given to `release`.
+
+        A fork of a user borrows the full pages, so the user must stay pinned and as it is while the fork lives. A fork
+        of a fork borrows what that one borrows, and outlives it.
 
         Returns:
-            False if that is impossible; nothing is reserved then (users may have been evicted).
+            [B] rows.
+
+        Raises:
+            MachineError: there is no room.
         """
-        needed = -(-(memory.length - memory.first + num_events) // self.page_size) - len(memory.pages)
-        while needed > len(self._free):
-            victim = next((user for user in self._users if user not in keep), None)
-            if victim is None:
+        held = self._num_held(rows)
+        full = (self.length[rows] - self.first[rows]) // self.page_size
+        is_fork = np.array([self._users[row] is None for row in rows.tolist()], bool)
+        borrowed = np.where(is_fork, self._borrowed[rows], full)
+        copied = held - borrowed
+        forks = np.empty(len(rows), np.int64)
+        self._check_room(len(rows), int(copied.sum()))
+        for at, row in enumerate(rows.tolist()):
+            if not self._free_rows:
+                self._evict_one()
+            fork = forks[at] = self._free_rows.pop()
+            for array in (self.first, self.length, self.time, self._tables):
+                array[fork] = array[row]
+            self._borrowed[fork], self._used[fork], self.pinned[fork] = borrowed[at], self._clock, True
+        self.hidden[self._index(forks)] = self.hidden[self._index(rows)]
+        if total := int(copied.sum()):
+            columns = np.repeat(borrowed - (np.cumsum(copied) - copied), copied) + np.arange(total)
+            sources = self._tables[np.repeat(rows, copied), columns]
+            targets = self._take_pages(total)
+            self._tables[np.repeat(forks, copied), columns] = targets
+            source, target = self._index(sources), self._index(targets)
+            for pages in (*self.k_pages, *self.v_pages):
+                pages[target] = pages[source]
+        return forks
+
+    def release(self, forks: Ints) -> None:
+        """End forks; their own pages are free."""
+        for fork in forks.tolist():
+            self._release(fork)
+
+    def pages(self, rows: Ints, counts: Ints) -> PageTables:
+        """The users' pages, those of their next `counts` events among them."""
+        held = self._num_held(rows, counts)
+        indptr = np.zeros(len(rows) + 1, np.int32)
+        np.cumsum(held, out=indptr[1:])
+        width = int(held.max())
+        return PageTables(indptr, self._tables[rows, :width][np.arange(width) < held[:, None]])
+
+    def places(self, row_of_event: Ints, position: Ints) -> Ints:
+        """[T] int64: where events are written: page * page_size + place within the page."""
+        place = position - self.first[row_of_event]
+        pages: Ints = self._tables[row_of_event, place // self.page_size].astype(np.int64)
+        places: Ints = pages * self.page_size + place % self.page_size
+        return places
+
+    def advance(self, rows: Ints, counts: Ints, times: Ints, hidden: torch.Tensor) -> None:
+        """The next `counts` events of each user are written: free the pages that no later event can see.
+
+        Args:
+            times: [B] of the last of them. hidden: [B, dim] after it.
+        """
+        self.length[rows] += counts
+        self.time[rows] = times
+        self.hidden.index_copy_(0, self._index(rows), hidden)
+        expired = (self.length[rows] - self.window + 1 - self.first[rows]) // self.page_size
+        for at in np.flatnonzero(expired > 0).tolist():
+            row, count = int(rows[at]), int(expired[at])
+            borrowed = int(self._borrowed[row])
+            self._free_pages(self._tables[row, borrowed:count])
+            self._borrowed[row] = max(0, borrowed - count)
+            self._tables[row, :-count] = self._tables[row, count:].copy()
+            self.first[row] += count * self.page_size
+
+    def _index(self, numbers: NDArray[Any]) -> torch.Tensor:
+        return torch.from_numpy(numbers).long().to(self.hidden.device)
+
+    def _num_held(self, rows: Ints, more: Ints | int = 0) -> Ints:
+        return -((self.first[rows] - self.length[rows] - more) // self.page_size)
+
+    def _num_owned(self, rows: Ints, more: Ints | int = 0) -> Ints:
+        owned: Ints = self._num_held(rows, more) - self._borrowed[rows]
+        return owned
+
+    def _num_needed(self, rows: Ints, counts: Ints) -> Ints:
+        return self._num_held(rows, counts) - self._num_held(rows)
+
+    def _take_pages(self, count: int) -> NDArray[np.int32]:
+        """Pages that are nobody's now, ascending, which the prefetcher of a CPU follows."""
+        while count > self._num_free:
+            found = self._evict_one()
+            assert found, "more pages were asked for than `num_fitting` allows"
+        self._num_free -= count
+        pages: NDArray[np.int32] = self._free[self._num_free : self._num_free + count][::-1].copy()
+        return pages
+
+    def _free_pages(self, pages: NDArray[np.int32]) -> None:
+        self._free[self._num_free : self._num_free + len(pages)] = pages[::-1]
+        self._num_free += len(pages)
+
+    def _release(self, row: int) -> None:
+        self._release_pages(row)
+        self._used[row], self.pinned[row] = _UNUSED, False
+        self._free_rows.append(row)
+
+    def _release_pages(self, row: int) -> None:
+        held = int(-((self.first[row] - self.length[row]) // self.page_size))
+        self._free_pages(self._tables[row, int(self._borrowed[row]) : held])
+        self._borrowed[row] = 0
+
+    def _check_room(self, num_rows: int, num_pages: int) -> None:
+        kept = np.flatnonzero(self.pinned | (self._used == self._clock))
+        if num_pages > self.num_pages - int(self._num_owned(kept).sum()) or num_rows > len(self._users) - len(kept):
+            raise MachineError(
+                f"memory_bytes: expected room for {num_rows} more forks of users, got none: raise it, or lower max_beam"
+            )
+
+    def _evict_one(self) -> bool:
+        """Drop the user longest unused, not of the running step and not pinned; False if there is none."""
+        while True:
+            while self._victims:
+                row, used = self._victims.pop()
+                user = self._users[row]
+                if user is not None and self._used[row] == used < self._clock and not self.pinned[row]:
+                    self.drop(user)
+                    self.evictions += 1
+                    return True
+            self._victims = self._longest_unused()
+            if not self._victims:
                 return False
-            self.drop(victim)
-            self.evictions += 1
-        if needed > 0:
-            memory.pages += self._free[: -needed - 1 : -1]  # ascending, which the prefetcher of a CPU follows
-            del self._free[-needed:]
-        return True
 
-    def slots(self, memory: UserMemory, num_events: int) -> NDArray[np.int64]:
-        """[num_events] int64: where the next events are written, page * page_size + place within the page."""
-        place = memory.length - memory.first + np.arange(num_events)
-        pages = np.asarray(memory.pages, np.int64)
-        return pages[place // self.page_size] * self.page_size + place % self.page_size
-
-    def advance(self, memory: UserMemory, num_events: int) -> None:
-        """The next `num_events` events are written: count them, and free the pages that no later event can see."""
-        memory.length += num_events
-        expired = (memory.length - self.window + 1 - memory.first) // self.page_size
-        if expired > 0:
-            self._free += memory.pages[:expired]
-            del memory.pages[:expired]
-            memory.first += expired * self.page_size
+    def _longest_unused(self) -> list[tuple[int, int]]:
+        """(row, `_used`) of users that may be evicted, the longest unused last."""
+        used = np.where(self.pinned, _UNUSED, self._used)
+        count = min(VICTIMS, len(used))
+        rows = np.argpartition(used, count - 1)[:count]
+        rows = rows[used[rows] < self._clock]
+        return [(int(row), int(used[row])) for row in rows[np.argsort(used[rows])[::-1]]]

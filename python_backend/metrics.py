@@ -51,11 +51,11 @@ class EngineMetrics:
         self._engine = engine
         self._counters = {field: counter(*series) for field, series in COUNTERS.items()}
         self._gauges = [(gauge(name, text), read) for name, text, read in GAUGES.values()]
-        self._published = dataclasses.replace(engine.counters)
+        self._published = dataclasses.replace(engine.observations)
 
     def publish(self) -> None:
         """Hand what has changed to the server."""
-        counters = self._engine.counters
+        counters = self._engine.observations
         for field, series in self._counters.items():
             grown = getattr(counters, field) - getattr(self._published, field)
             if grown:

@@ -4,6 +4,8 @@ The only file that knows `triton_python_backend_utils`, which exists inside the 
 """
 
 import json
+import logging
+import threading
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,20 +14,39 @@ import torch
 import triton_python_backend_utils as pb_utils
 
 from longrec.config import EngineConfig, parse_config
-from longrec.errors import ArgumentError, LongrecError
+from longrec.errors import ArgumentError, LongrecError, ServerError
 from longrec.modeling.checkpoint_io import load_network
 from longrec.protocol import CANDIDATE, EVENT, ITEMS, SCORES, STATE, USER
-from longrec.python_backend.engine import Engine
+from longrec.python_backend.engine import Engine, Ticket
 from longrec.python_backend.event_log import open_event_log
+from longrec.python_backend.lanes import Lanes
 from longrec.python_backend.metrics import EngineMetrics
 from longrec.python_backend.query import Answer, Query, parse_queries, parse_settings
 
 __all__ = ["TritonPythonModel"]
 
+logger = logging.getLogger(__name__)
+
 
 class _Work(NamedTuple):
     queries: list[Query]
     outputs: frozenset[str]
+
+
+class _Late:
+    """A request some of whose answers are deferred: it is answered when the last of them is there."""
+
+    def __init__(self, sender: Any, outputs: frozenset[str], answers: list[Answer | Ticket]) -> None:
+        self.sender, self.outputs, self.answers = sender, outputs, answers
+        self.tickets = {answer: at for at, answer in enumerate(answers) if isinstance(answer, Ticket)}
+
+    def settle(self, ticket: Ticket, answer: Answer) -> None:
+        """Take an answer; send the response if it was the last."""
+        self.answers[self.tickets.pop(ticket)] = answer
+        if not self.tickets:
+            answers = [answer for answer in self.answers if isinstance(answer, Answer)]
+            flags = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+            self.sender.send(_respond(answers, self.outputs), flags=flags)
 
 
 class TritonPythonModel:
@@ -67,35 +88,63 @@ class TritonPythonModel:
         self._families: list[Any] = []
         kinds = pb_utils.MetricFamily
         self.metrics = EngineMetrics(self.engine, counter=series(kinds.COUNTER), gauge=series(kinds.GAUGE))
+        self._late: dict[Ticket, _Late] = {}  # of the lane that holds the engine
+        self._lanes = Lanes(lambda: self.engine.has_work)
+        self._behind = threading.Thread(target=self._take_turns, name="deferred work", daemon=True)
+        self._behind.start()
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Answer a batch; a malformed request gets INVALID_ARG and leaves the others, and all state, alone."""
+        """Answer a batch; a malformed request gets INVALID_ARG and leaves the others, and all state, alone.
+
+        A request whose work is deferred has None in its place, and is answered through its response sender.
+        """
         works = [self._parse(request) for request in requests]
         queries = [query for work in works if isinstance(work, _Work) for query in work.queries]
-        answers: list[Answer] | LongrecError
-        try:
-            answers = self.engine.answer(queries)
-        except LongrecError as error:
-            answers = error
-        self.metrics.publish()
-        responses, begin = [], 0
-        for work in works:
-            if isinstance(work, ArgumentError):
-                responses.append(_failure(work, pb_utils.TritonError.INVALID_ARG))
-            elif isinstance(answers, LongrecError):
-                responses.append(_failure(answers, pb_utils.TritonError.INTERNAL))
-            else:
-                mine = answers[begin : begin + len(work.queries)]
-                begin += len(mine)
-                damage = next((answer.error for answer in mine if answer.error), None)
-                responses.append(
-                    _failure(damage, pb_utils.TritonError.INTERNAL) if damage else _response(mine, work.outputs)
-                )
+        with self._lanes.front():
+            answers: list[Answer | Ticket] | LongrecError
+            try:
+                answers = self.engine.answer(queries)
+            except LongrecError as error:
+                answers = error
+            self.metrics.publish()
+            responses, begin = [], 0
+            for request, work in zip(requests, works, strict=True):
+                if isinstance(work, ArgumentError):
+                    responses.append(_failure(work, pb_utils.TritonError.INVALID_ARG))
+                elif isinstance(answers, LongrecError):
+                    responses.append(_failure(answers, pb_utils.TritonError.INTERNAL))
+                else:
+                    mine = answers[begin : begin + len(work.queries)]
+                    begin += len(mine)
+                    known = [answer for answer in mine if isinstance(answer, Answer)]
+                    if len(known) == len(mine):
+                        responses.append(_respond(known, work.outputs))
+                    else:
+                        late = _Late(request.get_response_sender(), work.outputs, mine)
+                        self._late |= dict.fromkeys(late.tickets, late)
+                        responses.append(None)
         return responses
 
     def finalize(self) -> None:
-        """Flush and close the event log."""
+        """Flush and close the event log. The server has waited for the requests in flight."""
+        self._lanes.close()
+        self._behind.join()
         self.log.close()
+
+    def _take_turns(self) -> None:
+        """The thread behind: a turn whenever there is deferred work and no request waits."""
+        while True:
+            with self._lanes.behind() as holds:
+                if not holds:
+                    return
+                try:
+                    done = self.engine.turn()
+                except Exception as error:  # whatever it is, nobody may wait for ever
+                    logger.exception("deferred work failed")
+                    done = self.engine.fail_deferred(ServerError(f"deferred work failed: {error}"))
+                settled = [(self._late.pop(ticket), ticket, answer) for ticket, answer in done]
+            for late, ticket, answer in settled:
+                late.settle(ticket, answer)
 
     def _parse(self, request: Any) -> _Work | ArgumentError:
         try:
@@ -112,7 +161,10 @@ class TritonPythonModel:
             return error
 
 
-def _response(answers: list[Answer], outputs: frozenset[str]) -> Any:
+def _respond(answers: list[Answer], outputs: frozenset[str]) -> Any:
+    error = next((answer.error for answer in answers if answer.error), None)
+    if error is not None:
+        return _failure(error, pb_utils.TritonError.INTERNAL)
     tensors = []  # [B, 2], and [B, horizon = 1, k]
     if STATE in outputs:
         state = np.array([(answer.status, answer.length) for answer in answers], np.int64)

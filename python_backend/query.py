@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from longrec import protocol
 from longrec.config import EngineConfig
-from longrec.errors import ArgumentError, DataError
+from longrec.errors import ArgumentError, LongrecError
 from longrec.protocol import CANDIDATE, EVENT, NO_ITEM, UNCHECKED_POSITION, USER, Status
 
 __all__ = ["Answer", "Query", "Settings", "parse_queries", "parse_settings"]
@@ -56,7 +56,7 @@ class Answer(NamedTuple):
     length: int
     items: Int64Array
     scores: NDArray[np.float32]
-    error: DataError | None = None
+    error: LongrecError | None = None
 
 
 def parse_settings(parameters: Mapping[str, Any], config: EngineConfig) -> Settings:

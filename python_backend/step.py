@@ -1,4 +1,4 @@
-"""One pass of the network over a batch: host arrays in, hidden states out.
+"""One pass of the network over a batch: host arrays in, hidden states on the device out.
 
 On a GPU a step in which every user has one new event is replayed from a CUDA graph, one graph for each padded batch
 size: its launches cost the host one call, and nothing in it allocates, synchronises or reads the device. Other steps,
@@ -58,8 +58,11 @@ class StepRunner:
         # the largest first: the graphs share one pool of memory, which it sizes
         self._decodes = [DecodeStep(network, pool, batch) for batch in sorted(decode_batches, reverse=True)][::-1]
 
-    def run(self, inputs: StepInputs) -> NDArray[np.float32]:
-        """Hidden states [T, dim] of the new events, whose keys and values are then in the pool's pages."""
+    def run(self, inputs: StepInputs) -> torch.Tensor:
+        """Hidden states [T, dim] of the new events, whose keys and values are then in the pool's pages.
+
+        They stay on the device, and are good until the next call.
+        """
         num_users = len(inputs.lengths)
         if len(inputs.items) == num_users:  # each has one: the engine takes no user without an event into a step
             decode = next((decode for decode in self._decodes if decode.batch >= num_users), None)
@@ -79,7 +82,7 @@ class StepRunner:
             max_memory=int(inputs.lengths.max()),
         )
         hidden: torch.Tensor = self._network(items, gaps, positions, cu_seqlens, memory)
-        return hidden.float().cpu().numpy()
+        return hidden
 
 
 class DecodeStep:
@@ -128,7 +131,7 @@ class DecodeStep:
             else:
                 self._hidden = self._forward()
 
-    def run(self, inputs: StepInputs) -> NDArray[np.float32]:
+    def run(self, inputs: StepInputs) -> torch.Tensor:
         """As `StepRunner.run`, of at most `batch` users with one new event each."""
         num_users, num_pages = len(inputs.items), len(inputs.page_indices)
         for row, array in zip(self._rows, (inputs.items, inputs.gaps, inputs.positions, inputs.slots), strict=True):
@@ -142,7 +145,7 @@ class DecodeStep:
             self._hidden.copy_(self._forward())
         else:
             self._graph.replay()
-        return self._hidden[:num_users].float().cpu().numpy()
+        return self._hidden[:num_users]
 
     def _clear(self, num_users: int, num_pages: int) -> None:
         """Make the rows from `num_users` on empty."""

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longrec.modeling import gap_buckets
+from longrec.modeling.features import gap_buckets, ragged_gap_buckets
 
 
 @pytest.mark.parametrize(
@@ -32,3 +32,14 @@ def test_events_in_pieces_get_the_buckets_of_the_whole(times: list[int], data: s
     first = gap_buckets(np.array(times[:at], dtype=np.int64), None, 32)
     second = gap_buckets(np.array(times[at:], dtype=np.int64), times[at - 1] if at else None, 32)
     assert np.concatenate((first, second)).tolist() == whole.tolist()
+
+
+@given(st.lists(st.tuples(st.integers(-1, 10**12), st.lists(st.integers(0, 10**12), min_size=1)), min_size=1))
+def test_ragged_buckets_are_each_users_own(users: list[tuple[int, list[int]]]) -> None:
+    times = np.concatenate([np.array(own, np.int64) for _, own in users])
+    previous = np.array([before for before, _ in users], np.int64)
+    cu_seqlens = np.cumsum([0, *(len(own) for _, own in users)], dtype=np.int32)
+    expected = [
+        gap_buckets(np.array(own, np.int64), None if before < 0 else before, num_buckets=9) for before, own in users
+    ]
+    np.testing.assert_array_equal(ragged_gap_buckets(times, cu_seqlens, previous, 9), np.concatenate(expected))

@@ -131,7 +131,7 @@ def log(tmp_path: Path) -> Iterator[LmdbLog]:
 @pytest.fixture
 def make_engine(network: Transformer, log: LmdbLog) -> Callable[..., Engine]:
     def make(**settings: object) -> Engine:
-        defaults = {"page_size": 16, "max_step_events": 32, "memory_bytes": 4 << 20}
+        defaults = {"page_size": 16, "inline_events": 20, "chunk_events": 24, "memory_bytes": 4 << 20}
         return Engine(network, log, EngineConfig(**{**defaults, **settings}))
 
     return make

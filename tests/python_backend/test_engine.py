@@ -33,12 +33,12 @@ def assert_ranks(answer, scores):
 def test_streamed_equals_recomputed(make_engine, make_history, recompute, step):
     engine, history = make_engine(), make_history(1, 61)
     for start in range(0, 61, step):
-        (answer,) = engine.answer([query("u", history, start, start + step)])
+        (answer,) = engine.answer_all([query("u", history, start, start + step)])
         assert_ranks(answer, recompute(history[: start + step]))
 
 
 def test_before_the_first_event_the_start_state_answers(make_engine, recompute):
-    (answer,) = make_engine().answer([query("nobody", EMPTY, 0, 0)])
+    (answer,) = make_engine().answer_all([query("nobody", EMPTY, 0, 0)])
     assert answer.length == 0
     assert_ranks(answer, recompute(EMPTY))
 
@@ -52,7 +52,7 @@ def test_same_user_many_times_in_one_batch_each_sees_its_own_prefix(make_engine,
         query("a", mine, 7, 30),
         query("b", theirs, 2, 3),
     ]
-    answers = engine.answer(batch)
+    answers = engine.answer_all(batch)
     assert [answer.length for answer in answers] == [7, 2, 7, 30, 3]
     for answer, history in zip(answers, (mine[:7], theirs[:2], mine[:7], mine, theirs[:3]), strict=True):
         assert_ranks(answer, recompute(history))
@@ -60,18 +60,18 @@ def test_same_user_many_times_in_one_batch_each_sees_its_own_prefix(make_engine,
 
 def test_a_retry_changes_nothing(make_engine, make_history, recompute):
     engine, history = make_engine(), make_history(4, 9)
-    engine.answer([query("u", history, 0, 6)])
-    answers = engine.answer([query("u", history, 0, 6), query("u", history, 4, 9), query("u", history, 4, 9)])
+    engine.answer_all([query("u", history, 0, 6)])
+    answers = engine.answer_all([query("u", history, 0, 6), query("u", history, 4, 9), query("u", history, 4, 9)])
     assert [answer.length for answer in answers] == [6, 9, 9]
-    assert engine.counters.events_skipped == 6 + 2 + 5
+    assert engine.observations.events_skipped == 6 + 2 + 5
     np.testing.assert_array_equal(engine.log.read(b"u", 0, 9), history)
     assert_ranks(answers[1], recompute(history))
 
 
 def test_a_gap_writes_nothing_and_says_the_length(make_engine, make_history):
     engine, history = make_engine(), make_history(5, 9)
-    engine.answer([query("u", history, 0, 3)])
-    (answer,) = engine.answer([query("u", history, 4, 9)])
+    engine.answer_all([query("u", history, 0, 3)])
+    (answer,) = engine.answer_all([query("u", history, 4, 9)])
     assert (answer.status, answer.length) == (Status.GAP, 3)
     assert (answer.items == -1).all()
     assert engine.log.length(b"u") == 3
@@ -79,8 +79,8 @@ def test_a_gap_writes_nothing_and_says_the_length(make_engine, make_history):
 
 def test_unchecked_events_go_to_the_end(make_engine, make_history, recompute):
     engine, history = make_engine(), make_history(6, 8)
-    engine.answer([query("u", history, 0, 5)])
-    (answer,) = engine.answer([query("u", history, 5, 8, position=-1)])
+    engine.answer_all([query("u", history, 0, 5)])
+    (answer,) = engine.answer_all([query("u", history, 5, 8, position=-1)])
     assert answer.length == 8
     assert_ranks(answer, recompute(history))
 
@@ -88,31 +88,32 @@ def test_unchecked_events_go_to_the_end(make_engine, make_history, recompute):
 def test_appends_alone_cost_no_pass_and_a_later_answer_has_them(make_engine, make_history, recompute):
     engine, history = make_engine(), make_history(7, 40)
     for start in range(0, 40, 8):
-        engine.answer([query("u", history, start, start + 8, k=0)])
-    assert engine.counters.waves == 0
-    (answer,) = engine.answer([query("u", EMPTY, 0, 0, position=-1)])
+        engine.answer_all([query("u", history, start, start + 8, k=0)])
+    assert engine.observations.waves == 0
+    (answer,) = engine.answer_all([query("u", EMPTY, 0, 0, position=-1)])
     assert_ranks(answer, recompute(history))
 
 
 def test_a_rebuild_reads_the_receptive_field_only(network, make_engine, make_history, recompute):
     engine, history = make_engine(), make_history(8, 200)
-    engine.answer([query("u", history, 0, 200, k=0)])
-    (answer,) = engine.answer([query("u", EMPTY, 0, 0, position=-1)])
-    assert engine.counters.events_computed == network.config.receptive_field == 23
+    engine.answer_all([query("u", history, 0, 200, k=0)])
+    (answer,) = engine.answer_all([query("u", EMPTY, 0, 0, position=-1)])
+    assert engine.observations.events_computed == network.config.receptive_field == 23
     assert_ranks(answer, recompute(history))
 
 
 def test_a_pool_of_a_few_pages_serves_many_users(network, log, make_history, recompute):
     page_bytes = 2 * 2 * 16 * 2 * 8 * 4
-    engine = Engine(network, log, EngineConfig(page_size=16, max_step_events=20, memory_bytes=4 * page_bytes))
+    config = EngineConfig(page_size=16, inline_events=8, chunk_events=20, memory_bytes=4 * page_bytes)
+    engine = Engine(network, log, config)
     assert engine.pool.num_pages == 4
     histories = {f"user {seed}": make_history(seed, 50) for seed in range(9)}
     for start in range(0, 50, 5):
-        answers = engine.answer([query(user, history, start, start + 5) for user, history in histories.items()])
+        answers = engine.answer_all([query(user, history, start, start + 5) for user, history in histories.items()])
         for answer, history in zip(answers, histories.values(), strict=True):
             assert_ranks(answer, recompute(history[: start + 5]))
     assert engine.pool.evictions > 50
-    assert engine.counters.events_rebuilt > 0
+    assert engine.observations.events_rebuilt > 0
 
 
 def test_free_pages_may_hold_anything(make_engine, make_history, recompute):
@@ -120,7 +121,7 @@ def test_free_pages_may_hold_anything(make_engine, make_history, recompute):
     for pages in (*engine.pool.k_pages, *engine.pool.v_pages):
         pages.fill_(torch.nan)
     for start in range(0, 30, 10):
-        (answer,) = engine.answer([query("u", history, start, start + 10)])
+        (answer,) = engine.answer_all([query("u", history, start, start + 10)])
         assert_ranks(answer, recompute(history[: start + 10]))
 
 
@@ -128,15 +129,15 @@ def test_another_instance_on_the_same_log_catches_up(make_engine, make_history, 
     first, second, history = make_engine(), make_engine(), make_history(10, 30)
     for start in range(0, 30, 3):
         engine = (first, second)[start // 3 % 2]
-        (answer,) = engine.answer([query("u", history, start, start + 3)])
+        (answer,) = engine.answer_all([query("u", history, start, start + 3)])
         assert_ranks(answer, recompute(history[: start + 3]))
 
 
 def test_a_log_that_was_replaced_by_a_shorter_one_is_believed(tmp_path, network, make_engine, make_history, recompute):
     engine, history = make_engine(), make_history(11, 20)
-    engine.answer([query("u", history, 0, 20)])
+    engine.answer_all([query("u", history, 0, 20)])
     engine.log = LmdbLog(tmp_path / "other", durability="none", max_bytes=64 << 20)
-    (answer,) = engine.answer([query("u", history, 0, 4)])
+    (answer,) = engine.answer_all([query("u", history, 0, 4)])
     engine.log.close()
     assert answer.length == 4
     assert_ranks(answer, recompute(history[:4]))
@@ -145,7 +146,7 @@ def test_a_log_that_was_replaced_by_a_shorter_one_is_believed(tmp_path, network,
 def test_candidates_are_ranked_by_the_same_scores_and_unknown_ones_left_out(make_engine, make_history, recompute):
     engine, history = make_engine(), make_history(12, 10)
     candidates = np.array([5, 90, 3, 10_000, 41])
-    (answer,) = engine.answer([query("u", history, 0, 10, k=6, candidates=candidates)])
+    (answer,) = engine.answer_all([query("u", history, 0, 10, k=6, candidates=candidates)])
     scores = recompute(history)
     assert set(answer.items) == {5, 90, 3, 41, -1}
     np.testing.assert_allclose(answer.scores[:4], np.sort(scores[[5, 90, 3, 41]])[::-1], atol=TOLERANCE)
@@ -153,7 +154,7 @@ def test_candidates_are_ranked_by_the_same_scores_and_unknown_ones_left_out(make
 
 
 def test_k_beyond_the_catalogue_is_filled_up(network, make_engine, make_history):
-    (answer,) = make_engine().answer([query("u", make_history(13, 4), 0, 4, k=120)])
+    (answer,) = make_engine().answer_all([query("u", make_history(13, 4), 0, 4, k=120)])
     assert sorted(answer.items[:97]) == list(range(97))
     assert (answer.items[97:] == -1).all()
 
@@ -161,8 +162,8 @@ def test_k_beyond_the_catalogue_is_filled_up(network, make_engine, make_history)
 def test_unknown_items_are_served_and_counted(make_engine, make_history, recompute):
     engine = make_engine()
     history = np.array([[10_000, 0], [3, 1_000], [97, 2_000]])
-    (answer,) = engine.answer([query("u", history, 0, 3)])
-    assert engine.counters.events_unknown == 2
+    (answer,) = engine.answer_all([query("u", history, 0, 3)])
+    assert engine.observations.events_unknown == 2
     assert_ranks(answer, recompute(history))
 
 
@@ -172,13 +173,19 @@ def test_memory_bytes_too_small_for_one_user_says_how_much_is_needed(make_engine
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data(), page_size=st.sampled_from([16, 32]), pages=st.integers(4, 12), step=st.sampled_from([4, 20]))
+@given(data=st.data(), page_size=st.sampled_from([16, 32]), pages=st.integers(3, 12), step=st.sampled_from([4, 20]))
 def test_any_interleaving_equals_recompute(
     network, make_history, recompute, tmp_path_factory, data, page_size, pages, step
 ):
     page_bytes = 2 * 2 * page_size * 2 * 8 * 4
     log = LmdbLog(tmp_path_factory.mktemp("log"), durability="none", max_bytes=64 << 20)
-    config = EngineConfig(page_size=page_size, max_step_events=step, memory_bytes=pages * page_bytes)
+    config = EngineConfig(
+        page_size=page_size,
+        max_step_events=2 * step,
+        inline_events=5,
+        chunk_events=step,
+        memory_bytes=pages * page_bytes,
+    )
     engine = Engine(network, log, config)
     histories = [make_history(seed, 60) for seed in range(4)]
     sent = [0] * 4
@@ -189,7 +196,7 @@ def test_any_interleaving_equals_recompute(
             batch.append(query(str(user), histories[user], sent[user], sent[user] + count))
             sent[user] += count
             expected.append(recompute(histories[user][: sent[user]]))
-        for answer, scores in zip(engine.answer(batch), expected, strict=True):
+        for answer, scores in zip(engine.answer_all(batch), expected, strict=True):
             assert_ranks(answer, scores)
     log.close()
 
@@ -207,7 +214,7 @@ def test_a_damaged_log_fails_its_user_alone(tmp_path, network, make_history, rec
     log = LmdbLog(tmp_path / "log", durability="none", max_bytes=64 << 20)
     config = EngineConfig(page_size=16, max_step_events=32, memory_bytes=4 << 20)
     engine = Engine(network, log, config)
-    answers = engine.answer([query(name, EMPTY, 0, 0, position=-1) for name in histories])
+    answers = engine.answer_all([query(name, EMPTY, 0, 0, position=-1) for name in histories])
     assert [answer.error is None for answer in answers] == [True, False, True]
     assert "checksum" in str(answers[1].error)
     for answer, history in zip((answers[0], answers[2]), (histories["well"], histories["fine"]), strict=True):

@@ -22,7 +22,15 @@ from longrec.server.serving_benchmark import BatchCounts
 pytestmark = pytest.mark.server
 
 TOLERANCE = 1e-4
-CONFIG = EngineConfig(max_k=60, max_events_per_request=40, max_candidates=20, max_step_events=64, memory_bytes=1 << 20)
+CONFIG = EngineConfig(
+    max_k=60,
+    max_events_per_request=40,
+    max_candidates=20,
+    max_step_events=64,
+    inline_events=8,
+    chunk_events=16,
+    memory_bytes=1 << 20,
+)
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +135,44 @@ def test_a_bulk_request_answers_each_user(server, network, make_history):
     assert answer.as_numpy(STATE).tolist() == [[0, 6], [0, 4], [0, 6]]
     for b, length in enumerate((6, 4, 6)):
         (row,) = scores_after(network, histories[b], [length])
+        np.testing.assert_allclose(answer.as_numpy(SCORES)[b, 0], np.sort(row)[::-1][:3], atol=TOLERANCE)
+
+
+def test_long_users_are_answered_later_and_in_order_while_short_ones_go_on(server, network, make_history):
+    """Requests answered from `execute`'s list and through response senders, in the same batches."""
+    histories = {f"{kind} {seed}": make_history(seed, 40) for kind in ("long", "short") for seed in range(12)}
+    steps = {"long": (30, 3, 0, 7), "short": (2,) * 20}
+
+    def requests():
+        sent = dict.fromkeys(histories, 0)
+        for turn in range(20):
+            for user, history in histories.items():
+                kind = user.split()[0]
+                if turn < len(steps[kind]):
+                    stop = sent[user] + steps[kind][turn]
+                    yield user, rows(history, sent[user], stop)
+                    sent[user] = stop
+
+    answered = {user: [] for user in histories}
+    with Client(server.grpc_url) as client, client.stream(k=10, max_in_flight=64) as stream:
+        for prediction in stream.map(requests()):
+            answered[prediction.user].append(prediction)
+    for user, predictions in answered.items():
+        lengths = np.cumsum(steps[user.split()[0]])
+        assert [prediction.position for prediction in predictions] == lengths.tolist()
+        expected = scores_after(network, histories[user], lengths)
+        for prediction, row in zip(predictions, expected, strict=True):
+            np.testing.assert_allclose(prediction.scores, np.sort(row)[::-1][:10], atol=TOLERANCE)
+
+
+def test_a_bulk_request_waits_for_the_last_of_its_users(server, network, make_history):
+    histories = [make_history(seed, 40) for seed in (13, 14, 15)]
+    events = np.stack([rows(history, 0, 40) for history in histories])
+    events[0, 4:, 1] = events[2, 5:, 1] = -1  # short ones around a long one
+    answer = infer(server, [b"part a", b"part b", b"part c"], events, parameters={"k": 3})
+    for b, length in enumerate((4, 40, 5)):
+        (row,) = scores_after(network, histories[b], [length])
+        assert answer.as_numpy(STATE)[b].tolist() == [0, length]
         np.testing.assert_allclose(answer.as_numpy(SCORES)[b, 0], np.sort(row)[::-1][:3], atol=TOLERANCE)
 
 

@@ -6,7 +6,7 @@ import torch
 
 from longrec.config import EngineConfig
 from longrec.python_backend.engine import Engine
-from longrec.python_backend.memory_pool import MemoryPool, UserMemory
+from longrec.python_backend.memory_pool import NO_TIME, MemoryPool
 from longrec.python_backend.query import Query
 from longrec.python_backend.step import DecodeStep, StepInputs, StepRunner
 
@@ -14,7 +14,7 @@ from longrec.python_backend.step import DecodeStep, StepInputs, StepRunner
 @pytest.fixture
 def make_pool(network):
     def make():
-        config = EngineConfig(page_size=16, max_step_events=32, memory_bytes=1 << 20)
+        config = EngineConfig(page_size=16, inline_events=32, chunk_events=32, memory_bytes=1 << 20)
         pool = MemoryPool(network.config, config, torch.device("cpu"), torch.float32)
         for pages in (*pool.k_pages, *pool.v_pages):
             pages.fill_(torch.nan)
@@ -23,44 +23,48 @@ def make_pool(network):
     return make
 
 
-def inputs(pool, memories, counts, seed):
-    """The next `counts` random events of each memory, for which pages are reserved."""
-    rng, total = np.random.default_rng(seed), sum(counts)
-    for memory, count in zip(memories, counts, strict=True):
-        assert pool.reserve(memory, count, keep=())
-    numbered = [np.arange(memory.length, memory.length + count) for memory, count in zip(memories, counts, strict=True)]
+def open_users(pool, count):
+    return np.array([pool.open(b"%d" % user, 0, NO_TIME) for user in range(count)])
+
+
+def inputs(pool, rows, counts, seed):
+    """The next `counts` random events of each row, for which pages are reserved."""
+    rng, counts = np.random.default_rng(seed), np.asarray(counts)
+    total = counts.sum()
+    pool.begin_step()
+    pool.touch(rows)
+    pool.reserve(rows, counts)
+    positions = np.concatenate([pool.length[row] + np.arange(count) for row, count in zip(rows, counts, strict=True)])
     return StepInputs(
         rng.integers(0, 98, total),
         rng.integers(0, 32, total),
-        np.concatenate(numbered),
-        np.concatenate([pool.slots(memory, count) for memory, count in zip(memories, counts, strict=True)]),
+        positions,
+        pool.places(np.repeat(rows, counts), positions),
         np.cumsum([0, *counts], dtype=np.int32),
-        np.cumsum([0, *(len(memory.pages) for memory in memories)], dtype=np.int32),
-        np.concatenate([memory.pages for memory in memories]).astype(np.int32),
-        np.array([memory.length - memory.first for memory in memories], np.int32),
+        *pool.pages(rows, counts),
+        (pool.length[rows] - pool.first[rows]).astype(np.int32),
     )
 
 
-def advance(pool, memories, counts):
-    for memory, count in zip(memories, counts, strict=True):
-        pool.advance(memory, count)
+def advance(pool, rows, counts):
+    pool.advance(rows, np.asarray(counts), np.zeros(len(rows), np.int64), torch.zeros(len(rows), pool.hidden.shape[1]))
 
 
 @torch.inference_mode()
 def test_a_padded_step_is_replayed_with_other_users_and_lengths(network, make_pool):
     fixed_pool, pool = make_pool(), make_pool()
     eager, decode = StepRunner(network, pool), DecodeStep(network, fixed_pool, 4)
-    fixed_memories, memories = [UserMemory(0, None) for _ in range(4)], [UserMemory(0, None) for _ in range(4)]
+    fixed_rows, free_rows = open_users(fixed_pool, 4), open_users(pool, 4)
     prefill = StepRunner(network, fixed_pool)
     counts = [30, 1, 16, 7]
-    prefill.run(inputs(fixed_pool, fixed_memories, counts, 0))
-    eager.run(inputs(pool, memories, counts, 0))
-    advance(fixed_pool, fixed_memories, counts)
-    advance(pool, memories, counts)
+    prefill.run(inputs(fixed_pool, fixed_rows, counts, 0))
+    eager.run(inputs(pool, free_rows, counts, 0))
+    advance(fixed_pool, fixed_rows, counts)
+    advance(pool, free_rows, counts)
     rng = np.random.default_rng(1)
     for step in range(40):  # users leave the window's first page, and change places
         users = rng.permutation(4)[: rng.integers(1, 5)]
-        own, theirs = [fixed_memories[u] for u in users], [memories[u] for u in users]
+        own, theirs = fixed_rows[users], free_rows[users]
         ones = [1] * len(users)
         got = decode.run(inputs(fixed_pool, own, ones, step))
         expected = eager.run(inputs(pool, theirs, ones, step))
@@ -84,13 +88,12 @@ def test_buffers_stay_where_they_are(network, make_pool, monkeypatch):
 
     monkeypatch.setattr(type(network), "forward", watched)
     for users in (1, 4, 2):
-        memories = [UserMemory(0, None) for _ in range(users)]
-        decode.run(inputs(pool, memories, [1] * users, users))
+        decode.run(inputs(pool, open_users(pool, users), [1] * users, users))
     assert seen[0] == seen[1] == seen[2]
 
 
 def test_an_engine_over_fixed_buffers_answers_as_a_recompute_does(network, log, make_history, recompute):
-    config = EngineConfig(page_size=16, max_step_events=32, memory_bytes=1 << 20)
+    config = EngineConfig(page_size=16, inline_events=32, chunk_events=32, memory_bytes=1 << 20)
     engine = Engine(network, log, config, decode_batches=(2, 8))
     histories = {f"user {seed}": make_history(seed, 40) for seed in range(9)}
     rng = np.random.default_rng(0)
@@ -102,7 +105,7 @@ def test_an_engine_over_fixed_buffers_answers_as_a_recompute_does(network, log, 
             count = 1 if rng.random() < 0.9 else 3
             batch.append(Query(user.encode(), histories[user][sent[user] :][:count], sent[user], None, 5))
             sent[user] = min(sent[user] + count, 40)
-        for user, answer in zip(users, engine.answer(batch), strict=True):
+        for user, answer in zip(users, engine.answer_all(batch), strict=True):
             scores = recompute(histories[user][: sent[user]])
             np.testing.assert_allclose(answer.scores, np.sort(scores)[::-1][:5], atol=1e-4)
 
@@ -111,12 +114,12 @@ def test_half_precision_answers_are_those_of_its_own_recompute(network, log, mak
     half = type(network)(network.config).eval()
     half.load_state_dict(network.state_dict())
     half = half.to(torch.bfloat16)
-    config = EngineConfig(page_size=16, max_step_events=32, memory_bytes=1 << 20, dtype="bfloat16")
+    config = EngineConfig(page_size=16, inline_events=32, chunk_events=32, memory_bytes=1 << 20, dtype="bfloat16")
     engine, history = Engine(half, log, config), make_history(1, 30)
     assert engine.pool.k_pages[0].dtype == torch.bfloat16
-    (whole,) = engine.answer([Query(b"whole", history, 0, None, 97)])
+    (whole,) = engine.answer_all([Query(b"whole", history, 0, None, 97)])
     for start in range(30):
-        (answer,) = engine.answer([Query(b"single", history[start : start + 1], start, None, 97)])
+        (answer,) = engine.answer_all([Query(b"single", history[start : start + 1], start, None, 97)])
     by_item = np.empty((2, 97))
     for row, found in zip(by_item, (whole, answer), strict=True):
         row[found.items] = found.scores

@@ -1,0 +1,193 @@
+"""Catching up: memories are brought up to their logs, one ragged step of the network at a time.
+
+A user without memory, or with one that is too far behind, begins anew at the receptive field: nothing older can reach
+the answer.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from longrec.errors import DataError
+from longrec.modeling import features
+from longrec.modeling.transformer import Transformer
+from longrec.python_backend.event_log import EventLog
+from longrec.python_backend.memory_pool import NO_ROW, NO_TIME, MemoryPool
+from longrec.python_backend.step import StepInputs, StepRunner
+from longrec.python_backend.work import Entry, Rows, Work
+
+__all__ = ["CatchUp", "Caught"]
+
+
+class Caught(NamedTuple):
+    """What one step answered.
+
+    Args:
+        entries: whose answers are known now. hidden: [n, dim], a state for each; good until the next step.
+        failed: whose user's log can't be read, and why.
+        num_events, num_read: run through the network; those of them that were read back from the log.
+    """
+
+    entries: list[Entry]
+    hidden: torch.Tensor
+    failed: list[tuple[Entry, DataError]]
+    num_events: int
+    num_read: int
+
+
+class _Part(NamedTuple):
+    """One user's share of a step: the events at positions start, start + 1 … of the log."""
+
+    work: Work
+    row: int
+    start: int
+    rows: Rows
+
+
+class CatchUp:
+    """Runs users' missing events through the network.
+
+    Args:
+        network: in evaluation mode.
+        log: where missing events are read.
+        pool: the memories.
+        steps: runs the network over `pool`.
+    """
+
+    def __init__(self, network: Transformer, log: EventLog, pool: MemoryPool, steps: StepRunner) -> None:
+        self.log = log
+        self._pool, self._steps, self._model = pool, steps, network.config
+        self._start = network.start.detach()
+
+    def num_missing(self, work: Work) -> int:
+        """Events that the network must see before all of the user's entries are answered."""
+        first_after, last_after = work.entries[0].after, work.entries[-1].after
+        row = self._pool.row(work.user)
+        return last_after - (self._begin(first_after) if row == NO_ROW else self._usable(row, first_after))
+
+    def run(self, works: Sequence[Work], *, each: int, room: int) -> Caught:
+        """One step: at most `room` events in all and `each` of a user; entries that it answers leave their works.
+
+        Users whom neither room nor pool hold this time stay as they are.
+
+        Raises:
+            MachineError: the log can't be read; memories are as they were.
+        """
+        pool = self._pool
+        pool.begin_step()
+        entries: list[Entry] = []  # answered before the step, from where the user stands
+        from_start = [entry for work in works for entry in _pop_until(work, 0)]
+        works = [work for work in works if work.entries]
+        rows = [pool.row(work.user) for work in works]
+        pool.touch([row for row in rows if row != NO_ROW])
+        parts: list[_Part] = []
+        failed: list[tuple[Entry, DataError]] = []
+        standing: list[int] = []  # rows that `entries` are answered from
+        num_read = 0
+        for work, row in zip(works, rows, strict=True):
+            after = work.entries[0].after
+            start = self._begin(after) if row == NO_ROW else self._usable(row, after)
+            if start == after:
+                found = _pop_until(work, after)
+                entries += found
+                standing += [row] * len(found)
+                if not work.entries:
+                    continue
+            count = min(work.entries[-1].after - start, each, room)
+            if count <= 0:
+                continue
+            try:
+                num_read += 0 if work.holds(start) else count
+                part_rows = work.take(self.log, start, start + count)
+                if row == NO_ROW or start != pool.length[row]:
+                    row = pool.open(work.user, start, self._time_before(work.user, start))
+            except DataError as error:
+                failed += [(entry, error) for entry in work.entries]
+                work.entries.clear()
+                pool.drop(work.user)
+                continue
+            if row == NO_ROW:
+                continue
+            parts.append(_Part(work, row, start, part_rows))
+            room -= count
+        states = [self._start.expand(len(from_start), -1)] if from_start else []
+        if standing:  # before the step, which replaces them
+            states.append(pool.hidden[standing])
+        output, found = self._advance(parts)
+        hidden = torch.cat([*states, output]) if states else output
+        num_events = sum(len(part.rows) for part in parts)
+        return Caught([*from_start, *entries, *found], hidden, failed, num_events, num_read)
+
+    def _advance(self, parts: list[_Part]) -> tuple[torch.Tensor, list[Entry]]:
+        """Run the parts that the pool can hold (and leave only those in `parts`); the entries that this answers."""
+        pool = self._pool
+        rows = np.array([part.row for part in parts], np.int64)
+        counts = np.array([len(part.rows) for part in parts], np.int64)
+        fitting = pool.num_fitting(rows, counts) if parts else 0
+        for part in parts[fitting:]:
+            if pool.length[part.row] == pool.first[part.row]:
+                pool.drop(part.work.user)
+        del parts[fitting:]
+        if not parts:
+            return self._start.new_empty(0, len(self._start)), []
+        rows, counts = rows[:fitting], counts[:fitting]
+        pool.reserve(rows, counts)
+        events = np.concatenate([part.rows for part in parts])  # [T, 2]
+        try:
+            hidden = self._steps.run(self._inputs(rows, counts, events))
+        except BaseException:
+            pool.unreserve(rows, counts)
+            raise
+        ends = np.cumsum(counts)
+        found: list[Entry] = []
+        places: list[int] = []
+        for part, end in zip(parts, ends.tolist(), strict=True):
+            stop = part.start + len(part.rows)
+            for entry in _pop_until(part.work, stop):
+                found.append(entry)
+                places.append(end - stop + entry.after - 1)
+        last = torch.from_numpy(ends - 1).to(hidden.device)
+        pool.advance(rows, counts, events[ends - 1, 1], hidden.index_select(0, last))
+        return hidden.index_select(0, torch.tensor(places, dtype=torch.int64, device=hidden.device)), found
+
+    def _inputs(self, rows: NDArray[np.int64], counts: NDArray[np.int64], events: Rows) -> StepInputs:
+        pool, total = self._pool, len(events)
+        cu_seqlens = np.zeros(len(rows) + 1, np.int32)
+        np.cumsum(counts, out=cu_seqlens[1:])
+        event_rows = np.repeat(rows, counts)
+        positions = np.repeat(pool.length[rows] - cu_seqlens[:-1], counts) + np.arange(total)
+        pages = pool.pages(rows, counts)
+        return StepInputs(
+            items=np.minimum(events[:, 0], self._model.num_items),
+            gaps=features.ragged_gap_buckets(events[:, 1], cu_seqlens, pool.time[rows], self._model.num_gap_buckets),
+            positions=positions,
+            slots=pool.places(event_rows, positions),
+            cu_seqlens=cu_seqlens,
+            page_indptr=pages.indptr,
+            page_indices=pages.indices,
+            lengths=(pool.length[rows] - pool.first[rows]).astype(np.int32),
+        )
+
+    def _begin(self, after: int) -> int:
+        """Where a memory begins that shall answer after so many events."""
+        return max(0, after - self._model.receptive_field)
+
+    def _usable(self, row: int, after: int) -> int:
+        """Where to go on from: the end of the row's memory, or of none if that one doesn't help."""
+        length, begin = int(self._pool.length[row]), self._begin(after)
+        # a memory that is ahead has outlived its log: the folder was replaced
+        return length if begin <= length <= after else begin
+
+    def _time_before(self, user: bytes, position: int) -> int:
+        return int(self.log.read(user, position - 1, position)[0, 1]) if position else NO_TIME
+
+
+def _pop_until(work: Work, length: int) -> list[Entry]:
+    """Take the entries that stand after `length` events or fewer."""
+    found = []
+    while work.entries and work.entries[0].after <= length:
+        found.append(work.entries.popleft())
+    return found

@@ -1,0 +1,85 @@
+"""What the engine owes its callers, user by user: which answers, after which events. No arrays of the network here."""
+
+from collections import deque
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from longrec.python_backend.event_log import Append, Appended, EventLog
+from longrec.python_backend.query import Query
+
+__all__ = ["Entry", "Rows", "Work"]
+
+Rows = NDArray[np.int64]  # [n, 2] item, unix ms
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """One query on its way.
+
+    Args:
+        number: of the query in its call, or its ticket once it is deferred.
+        query: what was asked.
+        outcome: of its append; None: not in the log yet.
+        seconds: when it came, `time.monotonic`.
+    """
+
+    number: int
+    query: Query
+    outcome: Appended | None = None
+    seconds: float = 0.0
+
+    @property
+    def append(self) -> Append:
+        """Its events, for the log."""
+        return Append(self.query.user, self.query.position, self.query.events)
+
+    @property
+    def new_rows(self) -> Rows:
+        """The events that its append brought into the log."""
+        assert self.outcome is not None
+        return self.query.events[self.outcome.skipped :]
+
+    @property
+    def after(self) -> int:
+        """Its answer stands after so many events of the log."""
+        assert self.outcome is not None
+        return self.outcome.length
+
+
+@dataclass(slots=True, eq=False)
+class Work:
+    """One user's entries that the network must answer, oldest first, and the newest rows of the log.
+
+    Args:
+        user: the key.
+        entries: waiting for an answer; `after` never falls.
+        rows_start: position of the first of `rows`. rows: events that their appends brought, without a gap.
+    """
+
+    user: bytes
+    entries: deque[Entry] = field(default_factory=deque)
+    rows_start: int = 0
+    rows: list[Rows] = field(default_factory=list)
+
+    def add_rows(self, entry: Entry) -> None:
+        """Keep what the entry's append brought, so that the log needn't be read for it."""
+        rows = entry.new_rows
+        if len(rows):
+            if not self.rows or self.rows_start + sum(map(len, self.rows)) != entry.after - len(rows):
+                self.rows, self.rows_start = [], entry.after - len(rows)
+            self.rows.append(rows)
+
+    def holds(self, start: int) -> bool:
+        """Whether `rows` reach back to position `start`."""
+        return bool(self.rows) and self.rows_start <= start
+
+    def take(self, log: EventLog, start: int, stop: int) -> Rows:
+        """Events [stop - start, 2] at positions start..stop-1. Raises as `EventLog.read`."""
+        if not self.holds(start):
+            return log.read(self.user, start, stop)
+        rows = self.rows[0] if len(self.rows) == 1 else np.concatenate(self.rows)
+        if start == self.rows_start and stop - start == len(rows):
+            return rows
+        return rows[start - self.rows_start : stop - self.rows_start]
