@@ -217,7 +217,7 @@ def test_users_that_only_ask_make_room_for_those_that_need_it(make_engine, make_
         engine.answer_all([query(f"user {number}", history)])
     assert engine.pool.num_free_pages == 0
     fresh = make_history(9, 16)
-    answers = engine.answer([*(query(f"user {number}", EMPTY) for number in range(5)), query("fresh", fresh)])
+    answers = engine.answer_all([*(query(f"user {number}", EMPTY) for number in range(5)), query("fresh", fresh)])
     for answer, history in zip(answers, [*histories, fresh], strict=True):
         assert_answers(answer, recompute(history))
 
