@@ -106,6 +106,10 @@ class EngineConfig(_Config):
 
     Args:
         max_k: largest k of a request.
+        max_horizon, max_beam: largest horizon and beam of a request; a beam's forks take pages of the pool.
+        max_explain: most past events that a request may ask for as an item's explanation.
+        max_excluded: most items in a request's `exclude`.
+        max_seen: newest events of a user's log whose items `exclude_seen` leaves out.
         max_events_per_request: most events a user may send in one request.
         max_candidates: most candidates of a user in one request.
         max_step_events: most events that run through the network in one pass.
@@ -118,6 +122,8 @@ class EngineConfig(_Config):
         cpu_threads: threads of an instance on a CPU; the server and its clients need the other cores.
         event_log: folder of the event log, relative to the model repository, or `redis://host:port/db` (`rediss://`
             with TLS).
+        rules: folder of the rules files (`python_backend/rules.py`), relative to the model repository; read again when
+            they change.
         durability: `commit`: an acknowledged event is on disk; `interval`: the last `flush_milliseconds` may be lost
             when the machine (not the process) stops; `none`: the operating system, or the Redis server, decides.
         flush_milliseconds: of `interval`; Redis syncs once a second, so there it is at least 1000.
@@ -127,6 +133,11 @@ class EngineConfig(_Config):
     """
 
     max_k: Annotated[int, Field(ge=1, le=256)] = 256
+    max_horizon: Annotated[int, Field(ge=1, le=64)] = 16
+    max_beam: Annotated[int, Field(ge=1, le=16)] = 16
+    max_explain: Annotated[int, Field(ge=0, le=64)] = 16
+    max_excluded: Annotated[int, Field(ge=0, le=65_536)] = 1024
+    max_seen: Positive = 4096
     max_events_per_request: Positive = 2048
     max_candidates: Positive = 4096
     max_step_events: Positive = 2048
@@ -137,6 +148,7 @@ class EngineConfig(_Config):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     cpu_threads: Positive = 1
     event_log: str = "../event_log"
+    rules: str = "../rules"
     durability: Literal["commit", "interval", "none"] = "interval"
     flush_milliseconds: Positive = 100
     log_bytes: Annotated[int, Field(ge=1 << 16)] = 16 << 30

@@ -7,11 +7,38 @@
 |             |                  | unchecked), catalogue index, unix ms. Item -1: no event (padding). n >= 0   |
 | `CANDIDATE` | INT64 [B, c]     | catalogue indices to rank; c = 0: the whole catalogue                       |
 
-| output   | type, shape            | meaning                                               |
-| -------- | ---------------------- | ----------------------------------------------------- |
-| `ITEMS`  | INT64 [B, horizon, k]  | catalogue indices, best first; -1 where fewer than k  |
-| `SCORES` | FP32 [B, horizon, k]   | their scores (logits), -inf where ITEMS is -1         |
-| `STATE`  | INT64 [B, 2]           | `Status`, and the length of the user's log now        |
+| output    | type, shape              | meaning                                                                     |
+| --------- | ------------------------ | --------------------------------------------------------------------------- |
+| `ITEMS`   | INT64 [B, horizon, k]    | catalogue indices, best first; -1 where fewer than k                        |
+| `SCORES`  | FP32 [B, horizon, k]     | their scores, -inf where ITEMS is -1                                        |
+| `STATE`   | INT64 [B, 2]             | `Status`, and the length of the user's log now                              |
+| `BECAUSE` | INT64 [B, horizon, k, m] | positions in the user's log of the m = `explain` events that weighed most   |
+|           |                          | for each item, heaviest first; -1 where fewer. Only made if `explain` > 0   |
+
+| request parameter | type, default     | meaning                                                                   |
+| ----------------- | ----------------- | ------------------------------------------------------------------------- |
+| `k`               | int, 10           | items wanted, 1..`max_k`                                                  |
+| `horizon`         | int, 1            | steps wanted, 1..`max_horizon`. Above 1: a rollout, of the whole catalogue|
+| `beam`            | int, 1            | paths that a rollout keeps, 1..`max_beam`; 1: greedy                      |
+| `exclude_seen`    | bool, false       | leave out the items of the newest `max_seen` events of the user's log,    |
+|                   |                   | and in a rollout the items of its earlier steps                           |
+| `exclude`         | string, none      | leave out these items: a JSON array of catalogue indices, "[3, 17]", at   |
+|                   |                   | most `max_excluded`                                                       |
+| `categories`      | string, all       | only items that have one of these categories: a JSON array of names       |
+| `explain`         | int, 0            | past events for each item, 0..`max_explain`, in output `BECAUSE`          |
+| `scores`          | string, "logit"   | "logit", or "probability": softmax over the whole catalogue, before       |
+|                   |                   | anything is left out                                                      |
+
+Names in `max_…` are model parameters. What is left out of the catalogue is left out of CANDIDATE too.
+
+A rollout's path is the one of the largest summed log-probability that beam search finds. ITEMS[s, 0] is the path's item
+of step s; ITEMS[s, 1:] are the k - 1 other items that score best for step s after the path's items of the steps before,
+best first. With beam = 1 that makes ITEMS[s] the k best, best first; with a wider one SCORES[s, 0] may be below
+SCORES[s, 1]. A predicted event is taken to follow the one before after the median gap of the user's newest events.
+
+`BECAUSE` ranks events by what they add to an item's score through the last layer's attention: the inner product of the
+item's vector with the event's value, weighed by attention and projected back, summed over heads; what the feed-forward
+and the final norm make of it is left out. The predicted event's own predecessor counts as any other.
 """
 
 from enum import IntEnum
@@ -20,12 +47,14 @@ from typing import Final, NamedTuple
 import numpy as np
 
 __all__ = [
+    "BECAUSE",
     "CANDIDATE",
     "DEFAULT_K",
     "EVENT",
     "EVENT_COLUMNS",
     "INPUTS",
     "ITEMS",
+    "MAX_CELLS",
     "MAX_USER_BYTES",
     "MODEL",
     "NO_ITEM",
@@ -49,13 +78,15 @@ CANDIDATE: Final = "CANDIDATE"
 ITEMS: Final = "ITEMS"
 SCORES: Final = "SCORES"
 STATE: Final = "STATE"
+BECAUSE: Final = "BECAUSE"
 
 EVENT_COLUMNS: Final = ("position", "item", "time")
 UNCHECKED_POSITION: Final = -1  # EVENT position: append at the end, whatever the log's length
 NO_ITEM: Final = -1  # EVENT item: padding; ITEMS: fewer than k items could be ranked
 MAX_USER_BYTES: Final = 256
 DEFAULT_K: Final = 10
-PARAMETERS: Final = ("k", "horizon")  # request parameters that a server understands
+MAX_CELLS: Final = 1 << 14  # k * horizon * max(1, explain): numbers of one output for one user
+PARAMETERS: Final = ("k", "horizon", "beam", "exclude_seen", "exclude", "categories", "explain", "scores")
 
 
 class Status(IntEnum):
@@ -82,4 +113,5 @@ OUTPUTS: Final = (
     TensorSpec(ITEMS, np.int64, (-1, -1)),
     TensorSpec(SCORES, np.float32, (-1, -1)),
     TensorSpec(STATE, np.int64, (2,)),
+    TensorSpec(BECAUSE, np.int64, (-1, -1, -1)),
 )

@@ -21,7 +21,8 @@ from longrec.python_backend.engine import Engine, Ticket
 from longrec.python_backend.event_log import open_event_log
 from longrec.python_backend.lanes import Lanes
 from longrec.python_backend.metrics import EngineMetrics
-from longrec.python_backend.query import Answer, Query, parse_queries, parse_settings
+from longrec.python_backend.query import Answer, Query, parse_queries
+from longrec.python_backend.settings import SettingsParser
 
 __all__ = ["TritonPythonModel"]
 
@@ -63,6 +64,7 @@ class TritonPythonModel:
             name: entry["string_value"] for name, entry in json.loads(args["model_config"])["parameters"].items()
         }
         self.config = parse_config(EngineConfig, parameters, "config.pbtxt parameters")
+        self._parse_settings = SettingsParser(self.config)
         folder = Path(args["model_repository"])  # of this model; the repository's root is its parent
         network, _ = load_network(folder / args["model_version"])
         device = "cpu"
@@ -148,7 +150,7 @@ class TritonPythonModel:
 
     def _parse(self, request: Any) -> _Work | ArgumentError:
         try:
-            settings = parse_settings(json.loads(request.parameters() or "{}"), self.config)
+            settings = self._parse_settings(request.parameters())
             outputs = frozenset(request.requested_output_names())
             users, events, candidates = (
                 pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in (USER, EVENT, CANDIDATE)

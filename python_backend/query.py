@@ -1,6 +1,10 @@
-"""One user's part of a request, and its answer. A request's arrays are checked here, and nowhere downstream again."""
+"""One user's part of a request, and its answer. A request's arrays are checked here, and nowhere downstream again.
 
-from collections.abc import Mapping
+A request of one user with a few events is the common one, and there are 32 of them in a batch: it goes through plain
+Python numbers, which cost less than NumPy's calls. The other requests are checked as whole arrays.
+"""
+
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,19 +13,15 @@ from numpy.typing import NDArray
 from longrec import protocol
 from longrec.config import EngineConfig
 from longrec.errors import ArgumentError, LongrecError
-from longrec.protocol import CANDIDATE, EVENT, NO_ITEM, UNCHECKED_POSITION, USER, Status
+from longrec.protocol import CANDIDATE, EVENT, MAX_USER_BYTES, NO_ITEM, UNCHECKED_POSITION, USER, Status
+from longrec.python_backend.settings import DEFAULTS, Settings
 
-__all__ = ["Answer", "Query", "Settings", "parse_queries", "parse_settings"]
+__all__ = ["Answer", "Query", "parse_queries"]
 
 Int64Array = NDArray[np.int64]
-POSITION, ITEM, TIME = range(len(protocol.EVENT_COLUMNS))
-
-
-class Settings(NamedTuple):
-    """The request parameters: `k` items; `horizon` steps."""
-
-    k: int = protocol.DEFAULT_K
-    horizon: int = 1
+COLUMNS = len(protocol.EVENT_COLUMNS)
+POSITION, ITEM, TIME = range(COLUMNS)
+FEW_EVENTS = 8  # up to here plain numbers are quicker than arrays
 
 
 class Query(NamedTuple):
@@ -33,6 +33,7 @@ class Query(NamedTuple):
         position: of the first event in the user's log; -1: append at the end, unchecked.
         candidates: [c] int64 catalogue indices, or None for the whole catalogue.
         k: items wanted; 0: none (the caller asked for STATE only).
+        settings: the other request parameters; of no interest where k is 0.
     """
 
     user: bytes
@@ -40,6 +41,7 @@ class Query(NamedTuple):
     position: int
     candidates: Int64Array | None
     k: int
+    settings: Settings = DEFAULTS
 
 
 class Answer(NamedTuple):
@@ -48,8 +50,10 @@ class Answer(NamedTuple):
     Args:
         status: OK or GAP.
         length: of the user's log now.
-        items: [k] int64, -1 where fewer than k could be ranked; scores: [k] float32, -inf there.
+        items: [k] int64, or [horizon, k] of a rollout; -1 where fewer could be ranked.
+        scores: float32 in the shape of `items`, -inf there.
         error: why this user, alone of the batch, can't be answered: their log is damaged. The rest is void then.
+        because: int64 in the shape of `items` and [explain], log positions or -1; None: not asked for.
     """
 
     status: Status
@@ -57,27 +61,7 @@ class Answer(NamedTuple):
     items: Int64Array
     scores: NDArray[np.float32]
     error: LongrecError | None = None
-
-
-def parse_settings(parameters: Mapping[str, Any], config: EngineConfig) -> Settings:
-    """Check the request parameters.
-
-    Raises:
-        ArgumentError: an unknown name, k outside 1..max_k, a horizon other than 1.
-    """
-    for name in parameters:
-        if name not in protocol.PARAMETERS and not name.startswith("triton_"):  # the server's own
-            raise ArgumentError(f"parameter {name}", f"one of {', '.join(protocol.PARAMETERS)}", remedy="remove it")
-    k, horizon = parameters.get("k", protocol.DEFAULT_K), parameters.get("horizon", 1)
-    if not _is_int(k) or not 1 <= k <= config.max_k:
-        raise ArgumentError(f"k={k!r}", f"an integer in 1..{config.max_k} (model parameter max_k)")
-    if not _is_int(horizon) or horizon != 1:
-        raise ArgumentError(f"horizon={horizon!r}", "1, the only horizon that this server answers")
-    return Settings(k, horizon)
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    because: Int64Array | None = None
 
 
 def parse_queries(
@@ -88,66 +72,120 @@ def parse_queries(
     config: EngineConfig,
     *,
     wants_items: bool,
+    wants_because: bool = False,
 ) -> list[Query]:
     """Check the three tensors of a request and cut them into one query a user.
 
     Args:
         users: [B, 1] bytes. events: [B, n, 3]. candidates: [B, c].
-        wants_items: whether ITEMS or SCORES were asked for.
+        wants_items: whether ITEMS, SCORES or BECAUSE were asked for.
+        wants_because: whether BECAUSE was asked for.
 
     Raises:
         ArgumentError: naming tensor, expected and got. Nothing has been changed then.
     """
     batch = len(users)
-    columns = len(protocol.EVENT_COLUMNS)
     if users.shape != (batch, 1):
         raise ArgumentError(USER, "shape [B, 1]", got=str(list(users.shape)))
-    if events.dtype != np.int64 or events.ndim != 3 or events.shape[0] != batch or events.shape[2] != columns:
-        raise ArgumentError(EVENT, f"INT64 [{batch}, n, {columns}]", got=f"{events.dtype} {list(events.shape)}")
-    if candidates.dtype != np.int64 or candidates.ndim != 2 or candidates.shape[0] != batch:
+    shape = events.shape
+    if len(shape) != 3 or shape[0] != batch or shape[2] != COLUMNS or events.dtype != np.int64:
+        raise ArgumentError(EVENT, f"INT64 [{batch}, n, {COLUMNS}]", got=f"{events.dtype} {list(shape)}")
+    if candidates.ndim != 2 or len(candidates) != batch or candidates.dtype != np.int64:
         raise ArgumentError(CANDIDATE, f"INT64 [{batch}, c]", got=f"{candidates.dtype} {list(candidates.shape)}")
-    if events.shape[1] > config.max_events_per_request:
+    if shape[1] > config.max_events_per_request:
         expected = f"at most {config.max_events_per_request} events a user (model parameter max_events_per_request)"
-        raise ArgumentError(EVENT, expected, got=str(events.shape[1]), remedy="send them in several requests")
-    if candidates.shape[1] > config.max_candidates:
-        expected = f"at most {config.max_candidates} (model parameter max_candidates)"
-        raise ArgumentError(CANDIDATE, expected, got=str(candidates.shape[1]))
-    if candidates.size and candidates.min() < 0:
-        raise ArgumentError(CANDIDATE, "catalogue indices >= 0", got=str(candidates.min()))
+        raise ArgumentError(EVENT, expected, got=str(shape[1]), remedy="send them in several requests")
+    if candidates.shape[1]:
+        candidates = _check_candidates(candidates, settings, config)
+    elif batch == 1:
+        candidates = None  # type: ignore[assignment]
     k = settings.k if wants_items else 0
+    if settings.explain and not wants_because:
+        settings = settings._replace(explain=0)
+    if batch == 1 and shape[1] <= FEW_EVENTS:
+        own, position = _few(events[0]) if shape[1] else (np.empty((0, 2), np.int64), UNCHECKED_POSITION)
+        return [Query(_key(users[0, 0]), own, position, None if candidates is None else candidates[0], k, settings)]
+    keys = [_key(user) for user in users[:, 0].tolist()]
+    parts, positions = _many(events)
+    ranked: Any = [None] * batch if candidates is None or not candidates.shape[1] else candidates
     return [
-        _parse_query(users[b, 0], events[b], candidates[b] if candidates.shape[1] else None, k) for b in range(batch)
+        Query(key, part, position, row, k, settings)
+        for key, part, position, row in zip(keys, parts, positions, ranked, strict=True)
     ]
 
 
-def _parse_query(user: Any, rows: Int64Array, candidates: Int64Array | None, k: int) -> Query:
-    if isinstance(user, str):
-        user = user.encode()
-    if not 1 <= len(user) <= protocol.MAX_USER_BYTES:
-        raise ArgumentError(USER, f"1..{protocol.MAX_USER_BYTES} bytes of UTF-8", got=f"{len(user)} bytes")
+def _key(user: Any) -> bytes:
+    if type(user) is not bytes:
+        user = user.encode() if isinstance(user, str) else bytes(user)
+    if not 1 <= len(user) <= MAX_USER_BYTES:
+        raise ArgumentError(USER, f"1..{MAX_USER_BYTES} bytes of UTF-8", got=f"{len(user)} bytes")
     try:
         user.decode()
     except UnicodeDecodeError:
         raise ArgumentError(USER, "UTF-8", got=f"{len(user)} bytes that are not") from None
-    position = UNCHECKED_POSITION
+    return user  # type: ignore[no-any-return]
+
+
+def _check_candidates(candidates: Int64Array, settings: Settings, config: EngineConfig) -> Int64Array:
+    """A copy of the candidates [B, c]: the server reuses the input's memory once `execute()` has returned."""
+    if candidates.shape[1] > config.max_candidates:
+        expected = f"at most {config.max_candidates} (model parameter max_candidates)"
+        raise ArgumentError(CANDIDATE, expected, got=str(candidates.shape[1]))
+    if settings.horizon > 1:
+        raise ArgumentError(CANDIDATE, "none with horizon > 1", got=str(candidates.shape[1]), remedy="ask step by step")
+    if candidates.size and candidates.min() < 0:
+        raise ArgumentError(CANDIDATE, "catalogue indices >= 0", got=str(candidates.min()))
+    own: Int64Array = candidates.copy()
+    return own
+
+
+def _few(rows: Int64Array) -> tuple[Int64Array, int]:
+    """Events [n, 2] in memory of their own, and the first one's position."""
+    kept = [row for row in rows.tolist() if row[ITEM] != NO_ITEM]
+    if not kept:
+        return np.empty((0, 2), np.int64), UNCHECKED_POSITION
+    first: int = kept[0][POSITION]
+    step = first != UNCHECKED_POSITION
+    expected = first
+    for position, item, time in kept:
+        if item < 0 or time < 0 or position != expected or first < UNCHECKED_POSITION:
+            _many(rows[None])  # knows what to say
+        expected += step
+    own = rows.copy() if len(kept) == len(rows) else np.array(kept, np.int64)
+    return own[:, ITEM:], first
+
+
+def _many(events: Int64Array) -> tuple[list[Int64Array], list[int]]:
+    """Each user's events [n, 2], views of one copy of the array, and their first positions."""
+    real = events[:, :, ITEM] != NO_ITEM  # [B, n]
+    rows = events[real]  # [T, 3], a copy
+    counts = real.sum(axis=1)  # [B]
+    stops = np.cumsum(counts)
+    positions = np.full(len(events), UNCHECKED_POSITION)
     if len(rows):
-        rows = rows[rows[:, ITEM] != NO_ITEM]
-    if len(rows):
-        if rows[:, ITEM].min() < 0:
+        position, item, time = rows.T
+        if item.min() < 0:
             raise ArgumentError(
                 f"{EVENT} column item", "a catalogue index >= 0, or -1 for padding", got="a negative item"
             )
-        if rows[:, TIME].min() < 0:
+        if time.min() < 0:
             raise ArgumentError(f"{EVENT} column time", "unix milliseconds >= 0", got="a negative time")
-        position = int(rows[0, POSITION])
-        unchecked = position == UNCHECKED_POSITION
-        expected = np.full(len(rows), position) if unchecked else position + np.arange(len(rows))
-        if position < UNCHECKED_POSITION or not np.array_equal(rows[:, POSITION], expected):
+        some = counts > 0
+        starts = (stops - counts)[some]
+        positions[some] = position[starts]
+        first = np.repeat(positions[some], counts[some])  # [T]
+        place = np.arange(len(rows)) - np.repeat(starts, counts[some])  # [T], within the user's events
+        wrong = (position != np.where(first == UNCHECKED_POSITION, UNCHECKED_POSITION, first + place)) | (
+            position < UNCHECKED_POSITION  # also where first + place runs past int64
+        )
+        if wrong.any():
+            user = int(np.searchsorted(stops, int(wrong.argmax()), side="right"))
             raise ArgumentError(
                 f"{EVENT} column position",
                 "positions >= 0 that rise by 1 from event to event, or -1 in every row",
-                got=f"{len(rows)} rows that start at {position} and don't",
+                got=f"{counts[user]} rows that start at {positions[user]} and don't",
                 remedy="sort the events, or send each run in a request of its own",
             )
-    # a copy: the server reuses the input's memory once execute() has returned
-    return Query(bytes(user), rows[:, ITEM:].copy(), position, None if candidates is None else candidates.copy(), k)
+    own = rows[:, ITEM:]
+    bounds = [0, *stops.tolist()]
+    return [own[start:stop] for start, stop in pairwise(bounds)], positions.tolist()

@@ -2,19 +2,22 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from longrec.config import EngineConfig
 from longrec.errors import ArgumentError
-from longrec.python_backend.query import Settings, parse_queries, parse_settings
+from longrec.python_backend.query import parse_queries
+from longrec.python_backend.settings import Settings
 
 CONFIG = EngineConfig(max_k=50, max_events_per_request=4, max_candidates=3)
 
 
-def parse(users=(b"u",), events=(), candidates=(), *, wants_items=True):
+def parse(users=(b"u",), events=(), candidates=(), *, wants_items=True, settings=Settings(k=7), config=CONFIG):  # noqa: B008
     users = np.array([[user] for user in users], np.object_)
     events = np.array(events, np.int64).reshape(len(users), -1, 3)
     candidates = np.array(candidates, np.int64).reshape(len(users), -1)
-    return parse_queries(users, events, candidates, Settings(k=7), CONFIG, wants_items=wants_items)
+    return parse_queries(users, events, candidates, settings, config, wants_items=wants_items)
 
 
 def test_a_request_is_cut_into_one_query_a_user():
@@ -92,22 +95,58 @@ def test_malformed_dtype():
         parse_queries(*arrays, Settings(), CONFIG, wants_items=True)
 
 
-def test_settings_have_defaults_and_ignore_the_servers_own():
-    assert parse_settings({"triton_enable_empty_final_response": False}, CONFIG) == (10, 1)
-    assert parse_settings({"k": 50, "horizon": 1}, CONFIG) == (50, 1)
-
-
-@pytest.mark.parametrize(
-    ("parameters", "message"),
-    [
-        ({"k": 0}, r"k=0: expected an integer in 1..50 \(model parameter max_k\)"),
-        ({"k": 51}, r"k=51: expected an integer in 1..50"),
-        ({"k": "ten"}, r"k='ten': expected an integer"),
-        ({"k": True}, r"k=True: expected an integer"),
-        ({"horizon": 2}, r"horizon=2: expected 1"),
-        ({"kk": 3}, r"parameter kk: expected one of k, horizon; remove it"),
-    ],
+EVENT = st.tuples(st.integers(-2, 3), st.integers(-2, 2), st.integers(-1, 2))
+ONE_USERS = st.integers(1, 10).flatmap(lambda n: st.lists(EVENT, min_size=n, max_size=n))
+RUN = st.tuples(st.integers(-1, 5), st.lists(st.booleans(), min_size=1, max_size=10)).map(
+    lambda run: [
+        (-1 if run[0] < 0 else run[0] + sum(run[1][:at]), at if real else -1, at) for at, real in enumerate(run[1])
+    ]
 )
-def test_malformed_settings(parameters, message):
-    with pytest.raises(ArgumentError, match=message):
-        parse_settings(parameters, CONFIG)
+
+
+@given(st.one_of(ONE_USERS, RUN))
+def test_a_request_of_one_is_read_as_a_part_of_a_bulk_request(events):
+    """Few events go another way than many; both accept, refuse and understand the same."""
+    config = EngineConfig(max_events_per_request=16)
+
+    def outcome(**request):
+        try:
+            query = parse(config=config, **request)[0]
+        except ArgumentError as error:
+            return str(error)
+        return query.user, query.position, query.events.tolist()
+
+    padding = [(7, -1, 9)] * len(events)
+    alone = outcome(events=events)
+    assert outcome(users=[b"u", b"v"], events=[events, padding]) == alone
+    padded = outcome(events=[*events, *[(0, -1, 0)] * (16 - len(events))])
+    assert padded == alone, "padding changes nothing, and 16 rows are read as arrays"
+
+
+def test_bulk_events_lie_in_memory_of_their_own():
+    events = np.zeros((3, 20, 3), np.int64)
+    events[:, :, 0] = np.arange(20)
+    users = np.array([[b"a"], [b"b"], [b"c"]], np.object_)
+    config = EngineConfig()
+    queries = parse_queries(users, events, np.empty((3, 0), np.int64), Settings(), config, wants_items=True)
+    assert not any(np.shares_memory(query.events, events) for query in queries)
+
+
+def test_a_position_that_runs_past_int64_is_no_run():
+    most = 2**63 - 1
+    for rows in ([[most, 1, 1], [-most - 1, 1, 1]], [[most, 1, 1]] * 2):
+        for events in (rows, [*rows, *[[0, -1, 0]] * 10]):
+            with pytest.raises(ArgumentError, match="column position"):
+                parse(events=events, config=EngineConfig())
+
+
+def test_a_rollout_takes_no_candidates():
+    with pytest.raises(ArgumentError, match=r"CANDIDATE: expected none with horizon > 1, got 2; ask step by step"):
+        parse(candidates=[1, 2], settings=Settings(horizon=2))
+
+
+def test_explanations_are_made_only_where_they_are_read():
+    arrays = np.array([[b"u"]], np.object_), np.empty((1, 0, 3), np.int64), np.empty((1, 0), np.int64)
+    for wanted in (0, 3):
+        (query,) = parse_queries(*arrays, Settings(explain=3), CONFIG, wants_items=True, wants_because=wanted > 0)
+        assert query.settings.explain == wanted
