@@ -149,12 +149,15 @@ def opening(folder: Path) -> dict[str, float]:
     opened = time.perf_counter()
     log.read(b"user 77", 0, 100)
     first_read = time.perf_counter()
+    log.recent_users(USERS)
+    listed = time.perf_counter()
     log.close()
     return {
         "events": 100 * USERS,
         "megabytes": (path / "data.mdb").stat().st_size / 1e6,
         "open_milliseconds": 1e3 * (opened - begin),
         "first_read_milliseconds": 1e3 * (first_read - opened),
+        "recent_users_milliseconds": 1e3 * (listed - first_read),
         "peak_megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
     }
 
@@ -170,7 +173,8 @@ def show(report: dict) -> None:
     console.print(f"{report['machine']}; the disk syncs {report['disk_syncs_per_second']:,.0f} times a second")
     console.print(
         f"LMDB with {large['events']:,} events of {USERS:,} users ({large['megabytes']:.0f} MB): opened in "
-        f"{large['open_milliseconds']:.1f} ms, first read {large['first_read_milliseconds']:.2f} ms"
+        f"{large['open_milliseconds']:.1f} ms, first read {large['first_read_milliseconds']:.2f} ms, "
+        f"the last {USERS:,} users listed in {large['recent_users_milliseconds']:.1f} ms"
     )
 
 

@@ -3,41 +3,42 @@
 Two databases lie in the folder:
 
     meta    "format" -> ASCII decimal of `records.FORMAT`
+            "recent" | uint64 unix nanoseconds (big-endian) -> a page of the order of users (see `recency.py`)
     events  uint16 length of the user's key | the key | uint64 first position of the chunk (big-endian) -> chunk
 
 Readers see what any process has committed, and never wait; writers wait for each other.
 """
 
-import struct
+import contextlib
+import math
 import threading
+import time
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import lmdb
 import numpy as np
 
 from longrec.errors import DataError, LongrecError, MachineError
-from longrec.python_backend.event_log.log import Append, Appended, EventLog, Extent, compare, missing
-from longrec.python_backend.event_log.records import (
-    CHUNK_EVENTS,
-    COLUMNS,
-    FORMAT,
-    ROW_BYTES,
-    Rows,
-    chunk_length,
-    chunk_of,
-    extend_chunk,
-    rows_of_chunk,
+from longrec.python_backend.event_log.lmdb_batch import (
+    PLACE,
+    Transaction,
+    all_users,
+    append_batch,
+    extent_of,
+    peek,
+    prefix_of,
 )
+from longrec.python_backend.event_log.log import Append, Appended, EventLog, Extent, Span, missing
+from longrec.python_backend.event_log.recency import PAGES_KEPT, Page, RecentUsers, users_of_page
+from longrec.python_backend.event_log.records import CHUNK_EVENTS, COLUMNS, FORMAT, Rows, chunk_of, rows_of_chunk
 
 __all__ = ["LmdbLog"]
 
-# lmdb's own types leave open whether values are bytes or views of the map; ours are opened for bytes
-Transaction = Any
-Cursor = Any
-PLACE = struct.Struct(">Q")
-LAST_PLACE = b"\xff" * PLACE.size
+RECENT: Final = b"recent"
+RECENT_END: Final = RECENT + b"\xff" * PLACE.size
 
 
 class LmdbLog(EventLog):
@@ -67,7 +68,8 @@ class LmdbLog(EventLog):
         max_bytes: int = 16 << 30,
         max_user_events: int = 0,
     ) -> None:
-        self.path, self._max_user_events = path, max_user_events
+        self.path, self._durability = path, durability
+        self._max_user_events, self._max_bytes = max_user_events, max_bytes
         try:
             path.mkdir(parents=True, exist_ok=True)
             # readahead off: a log larger than memory is read at random
@@ -81,15 +83,18 @@ class LmdbLog(EventLog):
         try:
             self._check_size()
             self._env.reader_check()  # frees the slots of readers that were killed
-            self._events = self._open_databases()
+            self._meta, self._events = self._open_databases()
         except lmdb.Error as error:
             self._env.close()
             raise MachineError(f"event_log={path}: expected a folder that can be written, got {error}") from None
         except LongrecError:
             self._env.close()
             raise
-        self._dirty = threading.Event()
+        self._recent = RecentUsers()
         self._closed = threading.Event()
+        # monotonic seconds of the oldest append that no sync has covered, and of the oldest that a running one covers
+        self._appended_at: float | None = None
+        self._syncing_since: float | None = None
         self._flush_error: lmdb.Error | None = None
         self._flusher: threading.Thread | None = None
         if durability == "interval":
@@ -109,6 +114,7 @@ class LmdbLog(EventLog):
         self._closed.set()
         if self._flusher is not None:
             self._flusher.join()
+        self._write_order()
         try:
             self._env.sync(True)
         except lmdb.Error as error:
@@ -119,12 +125,17 @@ class LmdbLog(EventLog):
     def append(self, appends: Sequence[Append]) -> list[Appended | DataError]:
         """As `EventLog.append`."""
         self._check_flusher()
-        if not any(len(append.events) for append in appends):
-            with self._reading() as transaction:
-                return [self._peek(transaction, append) for append in appends]
+        if not any(map(len, [append.events for append in appends])):
+            with self._reading() as transaction, transaction.cursor() as cursor:
+                return self._named([peek(cursor, append) for append in appends])
         try:
-            with self._env.begin(write=True, db=self._events) as transaction, transaction.cursor() as cursor:
-                outcomes = [self._append(cursor, append) for append in appends]
+            page = self._recent.page() if self._recent.is_due else None
+            try:
+                outcomes = self._append(appends, page)
+            except lmdb.MapFullError:
+                if page is None:
+                    raise
+                page, outcomes = None, self._append(appends, None)
         except lmdb.MapFullError:
             raise MachineError(
                 f"event_log={self.path}: nothing was appended: its size limit is reached; "
@@ -132,65 +143,104 @@ class LmdbLog(EventLog):
             ) from None
         except lmdb.Error as error:
             raise MachineError(f"event_log={self.path}: nothing was appended: {error}") from None
-        self._dirty.set()
-        return outcomes
+        if self._appended_at is None:
+            self._appended_at = time.monotonic()
+        if page is not None:
+            self._recent.written(page)
+        self._recent.note([append.user for append in appends])
+        return self._named(outcomes)
 
     def extent(self, user: bytes) -> Extent:
         """As `EventLog.extent`."""
         try:
             with self._reading() as transaction, transaction.cursor() as cursor:
-                return _extent(cursor, user)
+                return extent_of(cursor, user)
         except DataError as error:
             raise self._damaged(error) from None
 
-    def read(self, user: bytes, start: int, stop: int) -> Rows:
-        """As `EventLog.read`."""
+    def read_many(self, spans: Sequence[Span]) -> list[Rows | DataError]:
+        """As `EventLog.read_many`."""
+        with self._reading() as transaction:
+            return [self._read(transaction, span) for span in spans]
+
+    def recent_users(self, limit: int) -> list[bytes]:
+        """As `EventLog.recent_users`: from the order that appends keep; where that ends, in no order."""
+        users = dict.fromkeys(islice(self._recent.latest_first(), limit))
+        with self._reading() as transaction:
+            with transaction.cursor(self._meta) as cursor:
+                found = cursor.prev() if cursor.set_range(RECENT_END) else cursor.last()
+                while found and len(users) < limit and cursor.key().startswith(RECENT):
+                    users.update(dict.fromkeys(users_of_page(cursor.value())))
+                    found = cursor.prev()
+            if len(users) < limit:
+                with transaction.cursor() as cursor:
+                    for user in all_users(cursor):
+                        if len(users) >= limit:
+                            break
+                        users[user] = None
+        return list(islice(users, limit))
+
+    def lag_seconds(self) -> float:
+        """As `EventLog.lag_seconds`."""
+        if self._durability == "none":
+            return math.nan
+        since = [at for at in (self._syncing_since, self._appended_at) if at is not None]
+        return time.monotonic() - min(since) if since and self._durability == "interval" else 0.0
+
+    def size(self) -> tuple[int, int]:
+        """As `EventLog.size`: the file's pages in use."""
+        with self._reading() as transaction:
+            stats = [transaction.stat(database) for database in (self._meta, self._events)]
+        pages = sum(stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"] for stat in stats)
+        return pages * stats[0]["psize"], self._max_bytes
+
+    def _append(self, appends: Sequence[Append], page: Page | None) -> list[Appended | DataError]:
+        """One transaction."""
+        with self._env.begin(write=True, db=self._events) as transaction:
+            outcomes = append_batch(transaction, appends, self._max_user_events)
+            if page is not None:
+                self._write_page(transaction, page)
+        return outcomes
+
+    def _write_order(self) -> None:
+        """Keep what isn't kept yet of the users' order, if there is room; a log that failed stays as it is."""
+        if self._recent.is_unwritten and self._flush_error is None:
+            with contextlib.suppress(lmdb.Error), self._env.begin(write=True) as transaction:
+                self._write_page(transaction, self._recent.page())
+
+    def _write_page(self, transaction: Transaction, page: Page) -> None:
+        """Keep a page of the users' order, and not too many of them."""
+        if page.replaces is not None:
+            transaction.delete(RECENT + PLACE.pack(page.replaces), db=self._meta)
+        transaction.put(RECENT + PLACE.pack(page.place), page.users, db=self._meta)
+        if page.replaces is None:
+            with transaction.cursor(self._meta) as cursor:
+                cursor.set_range(RECENT)
+                places = [key for key in cursor.iternext(values=False) if key.startswith(RECENT)]
+            for place in places[:-PAGES_KEPT]:
+                transaction.delete(place, db=self._meta)
+
+    def _read(self, transaction: Transaction, span: Span) -> Rows | DataError:
+        user, start, stop = span
         if start >= stop:
             return np.empty((0, COLUMNS), np.int64)
-        prefix, parts = _prefix(user), []
+        prefix, parts = prefix_of(user), []
         try:
-            with self._reading() as transaction:
-                for first in range(chunk_of(start), stop, CHUNK_EVENTS):
-                    value = transaction.get(prefix + PLACE.pack(first))
-                    rows = rows_of_chunk(user, first, value) if value is not None else np.empty((0, COLUMNS), np.int64)
-                    if first + len(rows) < min(stop, first + CHUNK_EVENTS):
-                        with transaction.cursor() as cursor:
-                            raise missing(str(self.path), start, stop, _extent(cursor, user))
-                    parts.append(rows)
+            for first in range(chunk_of(start), stop, CHUNK_EVENTS):
+                value = transaction.get(prefix + PLACE.pack(first))
+                rows = rows_of_chunk(user, first, value) if value else np.empty((0, COLUMNS), np.int64)
+                if first + len(rows) < min(stop, first + CHUNK_EVENTS):
+                    with transaction.cursor() as cursor:
+                        return missing(str(self.path), start, stop, extent_of(cursor, user))
+                parts.append(rows)
         except DataError as error:
-            raise self._damaged(error) from None
+            return self._damaged(error)
         begin = start - chunk_of(start)
         return np.concatenate(parts)[begin : begin + stop - start]
 
-    def _append(self, cursor: Cursor, append: Append) -> Appended | DataError:
-        user = append.user
-        try:
-            tail, value, length = _tail(cursor, user)
-        except DataError as error:
-            return self._damaged(error)
-        outcome = compare(append, length)
-        rows = append.events[outcome.skipped :]
-        if not len(rows):
-            return outcome
-        payload, prefix = np.ascontiguousarray(rows, dtype="<i8").tobytes(), _prefix(user)
-        if length - tail == CHUNK_EVENTS:
-            tail, value = length, b""
-        room, at = (CHUNK_EVENTS - (length - tail)) * ROW_BYTES, 0
-        begun = not value
-        while at < len(payload):
-            cursor.put(prefix + PLACE.pack(tail), extend_chunk(user, tail, value, payload[at : at + room]))
-            begun = begun or at > 0
-            at, room, tail, value = at + room, CHUNK_EVENTS * ROW_BYTES, tail + CHUNK_EVENTS, b""
-        if begun and self._max_user_events:
-            _drop(cursor, prefix, length - self._max_user_events)
-        return outcome._replace(length=length + len(rows))
-
-    def _peek(self, transaction: Transaction, append: Append) -> Appended | DataError:
-        try:
-            with transaction.cursor() as cursor:
-                return compare(append, _tail(cursor, append.user)[2])
-        except DataError as error:
-            return self._damaged(error)
+    def _named(self, outcomes: list[Appended | DataError]) -> list[Appended | DataError]:
+        """The outcomes, with the log's name in errors."""
+        return [self._damaged(outcome) if isinstance(outcome, DataError) else outcome for outcome in outcomes]
 
     def _reading(self) -> "_Reading":
         return _Reading(self._env, self._events, self.path)
@@ -209,7 +259,7 @@ class LmdbLog(EventLog):
                 "put back a copy, or move the folder away"
             )
 
-    def _open_databases(self) -> Any:
+    def _open_databases(self) -> tuple[Any, Any]:
         with self._env.begin(write=True) as transaction:
             names = {bytes(name) for name, _ in transaction.cursor()}
         if names - {b"meta", b"events"}:
@@ -221,7 +271,7 @@ class LmdbLog(EventLog):
                 transaction.put(b"format", str(FORMAT).encode())
             elif found != str(FORMAT).encode():
                 raise self._other_format(found.decode(errors="replace"))
-        return self._env.open_db(b"events")
+        return meta, self._env.open_db(b"events")
 
     def _other_format(self, found: str) -> DataError:
         return DataError(
@@ -238,10 +288,11 @@ class LmdbLog(EventLog):
 
     def _flush_repeatedly(self, seconds: float) -> None:
         while not self._closed.wait(seconds):
-            if self._dirty.is_set():
-                self._dirty.clear()
+            if self._appended_at is not None:
+                self._syncing_since, self._appended_at = self._appended_at, None
                 try:
                     self._env.sync(True)
+                    self._syncing_since = None
                 except lmdb.Error as error:
                     # not tried again: after a failed sync the kernel may call pages clean that never reached the disk
                     self._flush_error = error
@@ -265,36 +316,3 @@ class _Reading:
         self._transaction.abort()
         if isinstance(error, lmdb.Error):
             raise DataError(f"event_log={self._path}: a page of data.mdb is damaged: {error}") from None
-
-
-def _prefix(user: bytes) -> bytes:
-    return struct.pack(">H", len(user)) + user
-
-
-def _tail(cursor: Cursor, user: bytes) -> tuple[int, bytes, int]:
-    """(first position, value) of the user's last chunk, and the log's length; (0, b"", 0) for a user never seen."""
-    prefix = _prefix(user)
-    found = cursor.prev() if cursor.set_range(prefix + LAST_PLACE) else cursor.last()
-    key = cursor.key() if found else b""
-    if not key.startswith(prefix):
-        return 0, b"", 0
-    first = int(PLACE.unpack_from(key, len(prefix))[0])
-    value = cursor.value()
-    return first, value, first + chunk_length(user, first, value)
-
-
-def _extent(cursor: Cursor, user: bytes) -> Extent:
-    prefix, length = _prefix(user), _tail(cursor, user)[2]
-    return Extent(_first(cursor, prefix), length) if length else Extent(0, 0)
-
-
-def _first(cursor: Cursor, prefix: bytes) -> int:
-    """Place the cursor on the first chunk of a user who has one; its first position."""
-    cursor.set_range(prefix + bytes(PLACE.size))
-    return int(PLACE.unpack_from(cursor.key(), len(prefix))[0])
-
-
-def _drop(cursor: Cursor, prefix: bytes, before: int) -> None:
-    """Delete the user's chunks that end at or before position `before`."""
-    while _first(cursor, prefix) + CHUNK_EVENTS <= before:
-        cursor.delete()

@@ -15,7 +15,7 @@ from longrec.errors import DataError
 from longrec.protocol import UNCHECKED_POSITION, Status
 from longrec.python_backend.event_log.records import Rows
 
-__all__ = ["Append", "Appended", "EventLog", "Extent", "compare", "missing"]
+__all__ = ["Append", "Appended", "EventLog", "Extent", "Span", "compare", "missing"]
 
 
 class Append(NamedTuple):
@@ -41,8 +41,20 @@ class Extent(NamedTuple):
     length: int
 
 
+class Span(NamedTuple):
+    """Events of a user to read: positions `start` <= p < `stop`."""
+
+    user: bytes
+    start: int
+    stop: int
+
+
 class EventLog(ABC):
-    """A durable log for each user. Several processes may hold the same store open; one object is for one thread."""
+    """A durable log for each user. Several processes may hold the same store open.
+
+    Any thread may call an object's methods, one call at a time: callers hold a lock. `lag_seconds` and `size` alone may
+    be called beside another call.
+    """
 
     @abstractmethod
     def append(self, appends: Sequence[Append]) -> list[Appended | DataError]:
@@ -67,13 +79,51 @@ class EventLog(ABC):
         """
 
     @abstractmethod
-    def read(self, user: bytes, start: int, stop: int) -> Rows:
-        """Events [stop - start, 2] at positions start..stop-1, which the log must hold.
+    def read_many(self, spans: Sequence[Span]) -> list[Rows | DataError]:
+        """Events [stop - start, 2] of each span, which the user's log must hold; in one transaction or round trip.
 
         Only the chunks that hold them are touched.
 
+        Returns:
+            One result a span. A `DataError` stands in the place of events that are damaged, were dropped by the
+            retention limit, or were never there.
+
+        Raises:
+            MachineError: the store can't be read.
+        """
+
+    def read(self, user: bytes, start: int, stop: int) -> Rows:
+        """Events [stop - start, 2] at positions start..stop-1, which the log must hold.
+
         Raises:
             DataError: events are damaged, dropped by the retention limit, or were never there.
+            MachineError: the store can't be read.
+        """
+        (rows,) = self.read_many([Span(user, start, stop)])
+        if isinstance(rows, DataError):
+            raise rows
+        return rows
+
+    @abstractmethod
+    def recent_users(self, limit: int) -> list[bytes]:
+        """At most `limit` users by their last append, the latest first. A hint: what it says of the last second before
+        a kill, and of users who appended long ago, may be missing or out of order.
+
+        Raises:
+            MachineError: the store can't be read.
+        """
+
+    @abstractmethod
+    def lag_seconds(self) -> float:
+        """Age of the oldest event that was acknowledged through this object and isn't known to be on disk; 0 when all
+        are; nan under durability `none`, where nobody knows. Asks nobody.
+        """
+
+    @abstractmethod
+    def size(self) -> tuple[int, int]:
+        """Bytes that the log takes now, and the most that it may. Cheap enough for every scrape.
+
+        Raises:
             MachineError: the store can't be read.
         """
 

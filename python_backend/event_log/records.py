@@ -31,12 +31,13 @@ __all__ = [
     "ROW_BYTES",
     "SEALED_ROW_BYTES",
     "Rows",
-    "chunk_length",
     "chunk_of",
+    "continue_chunk",
     "extend_chunk",
     "rows_of_chunk",
     "seal_rows",
     "unseal_rows",
+    "verify_chunk",
 ]
 
 Rows = NDArray[np.int64]  # [n, COLUMNS] item, unix ms
@@ -50,6 +51,7 @@ ROW_BYTES: Final = 8 * COLUMNS
 SEALED_ROW_BYTES: Final = ROW_BYTES + 4
 
 _HEADER: Final = struct.Struct("<BBHI")
+CHUNK_BYTES: Final = _HEADER.size + CHUNK_EVENTS * ROW_BYTES  # the most that a chunk takes
 _PLACE: Final = struct.Struct("<Q")
 _SEALED: Final = np.dtype([("row", "<i8", COLUMNS), ("crc", "<u4")])
 
@@ -65,23 +67,68 @@ def rows_of_chunk(user: bytes, first: int, value: bytes) -> Rows:
     Raises:
         DataError: it isn't what `extend_chunk` made for this user and place.
     """
-    _verify(user, first, value)
+    verify_chunk(user, first, value)
     return np.frombuffer(value, "<i8", offset=_HEADER.size).reshape(-1, COLUMNS)
 
 
-def chunk_length(user: bytes, first: int, value: bytes) -> int:
-    """Number of events of a stored chunk. Raises as `rows_of_chunk`."""
-    return _verify(user, first, value)[0]
+def verify_chunk(user: bytes, first: int, value: bytes) -> tuple[int, int]:
+    """(number of events, checksum) of a stored chunk that is as it was written; of an empty one, where it is begun.
+
+    Raises:
+        DataError: as `rows_of_chunk`.
+    """
+    seed = zlib.crc32(user + _PLACE.pack(first))
+    if not value:
+        return 0, seed
+    if len(value) < _HEADER.size:
+        raise DataError(f"chunk at {first}: expected a header of {_HEADER.size} bytes, got {len(value)}")
+    version, columns, count, crc = _HEADER.unpack_from(value)
+    if version != FORMAT or columns != COLUMNS:
+        raise DataError(
+            f"chunk at {first}: expected format {FORMAT} with {COLUMNS} columns, got {version} with {columns}"
+        )
+    if not 1 <= count <= CHUNK_EVENTS or len(value) != _HEADER.size + count * ROW_BYTES:
+        raise DataError(
+            f"chunk at {first}: expected {count} events, got {len(value) - _HEADER.size} bytes; it is damaged"
+        )
+    if zlib.crc32(value[_HEADER.size :], seed) != crc:
+        raise DataError(f"chunk at {first}: its checksum doesn't fit; the log is damaged there")
+    return count, crc
 
 
-def extend_chunk(user: bytes, first: int, value: bytes, payload: bytes) -> bytes:
-    """The chunk with the rows `payload` behind those it has; `value` is empty for a new one. Raises as `rows_of_chunk`.
+def extend_chunk(value: bytes, count: int, crc: int, payload: bytes) -> tuple[bytes, int, int]:
+    """A chunk with the rows `payload` behind those it has.
 
     The checksum goes on from the old one, so that what was damaged before never becomes valid.
+
+    Args:
+        value: of the chunk, empty for a new one.
+        count, crc: what `verify_chunk` says of it.
+
+    Returns:
+        The new chunk's value, number of events and checksum.
     """
-    count, crc = _verify(user, first, value) if value else (0, _seed(user, first))
-    header = _HEADER.pack(FORMAT, COLUMNS, count + len(payload) // ROW_BYTES, zlib.crc32(payload, crc))
-    return header + value[_HEADER.size :] + payload
+    count, crc = count + len(payload) // ROW_BYTES, zlib.crc32(payload, crc)
+    return _HEADER.pack(FORMAT, COLUMNS, count, crc) + value[_HEADER.size :] + payload, count, crc
+
+
+def continue_chunk(user: bytes, first: int, value: bytes, position: int, payload: bytes) -> bytes | None:
+    """The stored chunk `value` with the rows `payload` behind those it has, as `verify_chunk` and `extend_chunk` would
+    make it; None if it doesn't end right before `position`, has no room for them, or there are none.
+
+    Raises:
+        DataError: as `rows_of_chunk`.
+    """
+    held = position - first
+    size = _HEADER.size + held * ROW_BYTES + len(payload)
+    if len(value) + len(payload) != size or size > CHUNK_BYTES or not payload:
+        return None
+    rows = value[_HEADER.size :]
+    crc = zlib.crc32(rows, zlib.crc32(user + _PLACE.pack(first)))
+    if value[: _HEADER.size] != _HEADER.pack(FORMAT, COLUMNS, held, crc):
+        verify_chunk(user, first, value)  # tells what is wrong
+    header = _HEADER.pack(FORMAT, COLUMNS, held + len(payload) // ROW_BYTES, zlib.crc32(payload, crc))
+    return header + rows + payload
 
 
 def seal_rows(user: bytes, events: Rows) -> bytes:
@@ -108,25 +155,3 @@ def unseal_rows(user: bytes, first: int, value: bytes) -> Rows:
         if zlib.crc32(payload[n * ROW_BYTES : (n + 1) * ROW_BYTES], seed) != crc:
             raise DataError(f"event at {first + n}: its checksum doesn't fit; the log is damaged there")
     return rows
-
-
-def _seed(user: bytes, first: int) -> int:
-    return zlib.crc32(_PLACE.pack(first), zlib.crc32(user))
-
-
-def _verify(user: bytes, first: int, value: bytes) -> tuple[int, int]:
-    """(number of events, checksum) of a chunk that is as it was written."""
-    if len(value) < _HEADER.size:
-        raise DataError(f"chunk at {first}: expected a header of {_HEADER.size} bytes, got {len(value)}")
-    version, columns, count, crc = _HEADER.unpack_from(value)
-    if version != FORMAT or columns != COLUMNS:
-        raise DataError(
-            f"chunk at {first}: expected format {FORMAT} with {COLUMNS} columns, got {version} with {columns}"
-        )
-    if not 1 <= count <= CHUNK_EVENTS or len(value) != _HEADER.size + count * ROW_BYTES:
-        raise DataError(
-            f"chunk at {first}: expected {count} events, got {len(value) - _HEADER.size} bytes; it is damaged"
-        )
-    if zlib.crc32(memoryview(value)[_HEADER.size :], _seed(user, first)) != crc:
-        raise DataError(f"chunk at {first}: its checksum doesn't fit; the log is damaged there")
-    return count, crc

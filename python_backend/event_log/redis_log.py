@@ -2,12 +2,15 @@
 
     longrec:format         ASCII decimal of `records.FORMAT`
     longrec:bytes          sum of the bytes of all sealed rows
+    longrec:recent         sorted set: user's key -> unix milliseconds of the last append, by the server's clock
     longrec:user:<key>     hash: "first", "length" -> positions; chunk's first position -> sealed rows
 
 A batch is one script, so one round trip, and atomic in the store. A single server (with replicas, if wanted) is meant:
 a cluster spreads keys, which one script can't reach.
 """
 
+import math
+import time
 from collections.abc import Sequence
 from typing import Any, Final, Literal
 from urllib.parse import urlsplit
@@ -19,7 +22,7 @@ from redis.retry import Retry
 
 from longrec.errors import ArgumentError, DataError, LongrecError, MachineError
 from longrec.protocol import Status
-from longrec.python_backend.event_log.log import Append, Appended, EventLog, Extent, missing
+from longrec.python_backend.event_log.log import Append, Appended, EventLog, Extent, Span, missing
 from longrec.python_backend.event_log.records import (
     CHUNK_EVENTS,
     COLUMNS,
@@ -33,9 +36,11 @@ from longrec.python_backend.event_log.records import (
 
 __all__ = ["RedisLog"]
 
+SYNC_SECONDS: Final = 1.0  # from one sync to the next with `appendfsync everysec`
 TIMEOUT_SECONDS: Final = 2.0  # of connecting, and of each answer
 FORMAT_KEY: Final = b"longrec:format"
 BYTES_KEY: Final = b"longrec:bytes"
+RECENT_KEY: Final = b"longrec:recent"
 USER_KEY: Final = b"longrec:user:"
 OK, GAP, DAMAGED = int(Status.OK), int(Status.GAP), -1
 
@@ -48,8 +53,8 @@ local found = redis.call('GET', KEYS[1])
 if found and found ~= format then return {'format', found} end
 
 local users, outcomes, grown = {}, {}, 0
-for n = 1, #KEYS - 2 do
-    local name, position, rows = KEYS[n + 2], tonumber(ARGV[4 + 2 * n]), ARGV[5 + 2 * n]
+for n = 1, #KEYS - 3 do
+    local name, position, rows = KEYS[n + 3], tonumber(ARGV[5 + 2 * n]), ARGV[6 + 2 * n]
     local user = users[name]
     if not user then
         local state = redis.call('HMGET', name, 'first', 'length')
@@ -77,7 +82,7 @@ for n = 1, #KEYS - 2 do
         outcomes[n] = {0, skipped, user.length}
     end
 end
-if grown == 0 then return outcomes end
+if grown == 0 then return {'ok', outcomes, false} end
 
 local total = tonumber(redis.call('GET', KEYS[2]) or 0) + grown
 for _, user in pairs(users) do
@@ -87,20 +92,33 @@ for _, user in pairs(users) do
     end
 end
 if total > limit then return {'full', total} end
+local now, recent = redis.call('TIME'), {}
+now = string.format('%d', now[1] * 1000 + math.floor(now[2] / 1000))
+local function put(command, key, list)
+    if #list > 0 then redis.call(command, key, unpack(list)) end
+    return {}
+end
 for name, user in pairs(users) do
     if user.length > user.old then
         local first, rows = user.old - user.old % size, user.tail .. table.concat(user.new)
+        local fields = {'first', string.format('%d', user.stays), 'length', string.format('%d', user.length)}
         for at = 1, #rows, size * row do
-            redis.call('HSET', name, string.format('%d', first), string.sub(rows, at, at + size * row - 1))
+            fields[#fields + 1] = string.format('%d', first)
+            fields[#fields + 1] = string.sub(rows, at, at + size * row - 1)
             first = first + size
+            if #fields > 1000 then fields = put('HSET', name, fields) end
         end
+        put('HSET', name, fields)
         for dropped = user.first, user.stays - 1, size do redis.call('HDEL', name, string.format('%d', dropped)) end
-        redis.call('HSET', name, 'first', string.format('%d', user.stays), 'length', string.format('%d', user.length))
+        recent[#recent + 1] = now
+        recent[#recent + 1] = string.sub(name, #ARGV[6] + 1)
+        if #recent > 1000 then recent = put('ZADD', KEYS[3], recent) end
     end
 end
+put('ZADD', KEYS[3], recent)
 redis.call('SET', KEYS[2], string.format('%d', total))
 if not found then redis.call('SET', KEYS[1], format) end
-return outcomes
+return {'ok', outcomes, total}
 """
 
 
@@ -129,7 +147,11 @@ class RedisLog(EventLog):
         max_user_events: int = 0,
     ) -> None:
         self._store = _name_of(url)
-        self._arguments = (FORMAT, CHUNK_EVENTS, SEALED_ROW_BYTES, max_user_events, max_bytes)
+        self._durability, self._max_bytes = durability, max_bytes
+        self._held_bytes: int | None = None  # as the server said last
+        # monotonic seconds of the last second's first append, and of the last append
+        self._window_at = self._appended_at = -math.inf
+        self._arguments = (FORMAT, CHUNK_EVENTS, SEALED_ROW_BYTES, max_user_events, max_bytes, USER_KEY)
         self._redis = redis.Redis.from_url(
             url,
             socket_timeout=TIMEOUT_SECONDS,
@@ -155,45 +177,82 @@ class RedisLog(EventLog):
         arguments: list[Any] = [*self._arguments]
         for append in appends:
             arguments += (append.position, seal_rows(append.user, append.events))
-        keys = [FORMAT_KEY, BYTES_KEY, *(USER_KEY + append.user for append in appends)]
+        keys = [FORMAT_KEY, BYTES_KEY, RECENT_KEY, *(USER_KEY + append.user for append in appends)]
         # loads itself where the server has been restarted
         reply = self._ask(lambda: self._script(keys, arguments), "whether the events were appended is unknown")
         if reply[0] == b"format":
             raise self._other_format(reply[1])
         if reply[0] == b"full":
             raise MachineError(
-                f"event_log={self._store}: nothing was appended: expected at most log_bytes={self._arguments[-1]}, got "
+                f"event_log={self._store}: nothing was appended: expected at most log_bytes={self._max_bytes}, got "
                 f"{reply[1]}; raise log_bytes, or set max_user_events"
             )
+        _, outcomes, held = reply
+        if held is not None:
+            self._held_bytes, self._appended_at = held, time.monotonic()
+            if self._appended_at - self._window_at > SYNC_SECONDS:
+                self._window_at = self._appended_at
         return [
             self._damaged(f"chunk at {chunk_of(length)}: expected {length % CHUNK_EVENTS} events, got another number")
             if status == DAMAGED
             else Appended(Status(status), skipped, length)
-            for status, skipped, length in reply
+            for status, skipped, length in outcomes
         ]
 
     def extent(self, user: bytes) -> Extent:
         """As `EventLog.extent`."""
         return _extent(self._ask(lambda: self._redis.hmget(USER_KEY + user, ["first", "length"])))
 
-    def read(self, user: bytes, start: int, stop: int) -> Rows:
-        """As `EventLog.read`; one round trip."""
+    def read_many(self, spans: Sequence[Span]) -> list[Rows | DataError]:
+        """As `EventLog.read_many`; one round trip."""
+        chunks = [range(chunk_of(start), stop, CHUNK_EVENTS) for _, start, stop in spans]
+
+        def ask() -> list[list[bytes | None]]:
+            with self._redis.pipeline(transaction=False) as pipeline:
+                for span, firsts in zip(spans, chunks, strict=True):
+                    pipeline.hmget(USER_KEY + span.user, ["first", "length", *map(str, firsts)])
+                return pipeline.execute()
+
+        return [self._rows(*found) for found in zip(spans, chunks, self._ask(ask), strict=True)]
+
+    def recent_users(self, limit: int) -> list[bytes]:
+        """As `EventLog.recent_users`."""
+        if limit < 1:
+            return []
+        return self._ask(lambda: self._redis.zrange(RECENT_KEY, 0, limit - 1, desc=True))  # type: ignore[no-any-return]
+
+    def lag_seconds(self) -> float:
+        """As `EventLog.lag_seconds`: the most that `everysec` allows, as the server doesn't say when it synced."""
+        if self._durability == "none":
+            return math.nan
+        now = time.monotonic()
+        if self._durability == "commit" or now - self._appended_at > SYNC_SECONDS:
+            return 0.0
+        return min(SYNC_SECONDS, now - self._window_at)
+
+    def size(self) -> tuple[int, int]:
+        """As `EventLog.size`: the bytes of all users' events, as this object's last append or question found them."""
+        if self._held_bytes is None:
+            self._held_bytes = int(self._ask(lambda: self._redis.get(BYTES_KEY)) or 0)
+        return self._held_bytes, self._max_bytes
+
+    def _rows(self, span: Span, firsts: range, values: list[bytes | None]) -> Rows | DataError:
+        """The events of a span from the fields `first` and `length` and the values of its chunks."""
+        user, start, stop = span
         if start >= stop:
             return np.empty((0, COLUMNS), np.int64)
-        firsts = range(chunk_of(start), stop, CHUNK_EVENTS)
-        found = self._ask(lambda: self._redis.hmget(USER_KEY + user, ["first", "length", *map(str, firsts)]))
-        extent = _extent(found[:2])
+        extent = _extent(values[:2])
         if start < extent.first or stop > extent.length:
-            raise missing(self._store, start, stop, extent)
+            return missing(self._store, start, stop, extent)
         parts = []
-        for first, value in zip(firsts, found[2:], strict=True):
+        for first, value in zip(firsts, values[2:], strict=True):
             expected = min(extent.length - first, CHUNK_EVENTS)
             try:
                 rows = unseal_rows(user, first, value or b"")
             except DataError as error:
-                raise self._damaged(str(error)) from None
+                return self._damaged(str(error))
             if len(rows) != expected:
-                raise self._damaged(f"chunk at {first}: expected {expected} events, got {len(rows)}")
+                return self._damaged(f"chunk at {first}: expected {expected} events, got {len(rows)}")
             parts.append(rows)
         begin = start - chunk_of(start)
         return np.concatenate(parts)[begin : begin + stop - start]

@@ -1,6 +1,7 @@
 """Either store appends once, keeps positions true, and behaves like plain lists."""
 
 import itertools
+import time
 
 import numpy as np
 import pytest
@@ -10,8 +11,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from longrec.errors import DataError, MachineError
 from longrec.protocol import Status
-from longrec.python_backend.event_log import Append
+from longrec.python_backend.event_log import Append, Span
+from longrec.python_backend.event_log.lmdb_log import LmdbLog
 from longrec.python_backend.event_log.records import CHUNK_EVENTS
+from longrec.python_backend.event_log.redis_log import RedisLog
 
 
 def test_compare_and_append(log, rows):
@@ -169,3 +172,69 @@ class _Lists(RuleBasedStateMachine):
 def test_it_behaves_like_plain_lists(open_log):
     machine = type("Lists", (_Lists,), {"open_log": staticmethod(open_log)})
     run_state_machine_as_test(machine, settings=settings(max_examples=25, stateful_step_count=12, deadline=None))
+
+
+def test_many_spans_are_read_at_once_and_one_that_is_missing_fails_alone(log, rows):
+    log.append([Append(b"%d" % n, 0, rows(*range(n, n + 100))) for n in range(5)])
+    spans = [Span(b"0", 60, 70), Span(b"1", 0, 101), Span(b"2", 5, 5), Span(b"none", 0, 1), Span(b"4", 99, 100)]
+    first, past, empty, none, last = log.read_many(spans)
+    np.testing.assert_array_equal(first, rows(*range(60, 70)))
+    np.testing.assert_array_equal(last, rows(103))
+    assert isinstance(past, DataError)
+    assert isinstance(none, DataError)
+    assert empty.shape == (0, 2)
+    assert log.read_many([]) == []
+
+
+def test_the_users_who_appended_last_come_first(open_log, rows):
+    log = open_log()
+    assert log.recent_users(9) == []
+    for user in (b"a", b"b", b"c", b"a"):
+        log.append([Append(user, -1, rows(1))])
+        sleep_a_millisecond()
+    log.append([Append(b"b", -1, rows())])  # asks, appends nothing
+    assert log.recent_users(9) == [b"a", b"c", b"b"]
+    assert log.recent_users(2) == [b"a", b"c"]
+    assert log.recent_users(0) == []
+    log = open_log()
+    assert log.recent_users(9) == [b"a", b"c", b"b"], "and after a start"
+    log.append([Append(b"b", 1, rows(1)), Append(b"d", 0, rows(1))])
+    assert set(log.recent_users(2)) == {b"b", b"d"}, "those of a batch in any order"
+    assert log.recent_users(9)[2:] == [b"a", b"c"]
+
+
+def sleep_a_millisecond():
+    """Redis's order has the resolution of a millisecond."""
+    begin = time.time_ns()
+    while time.time_ns() < begin + 2_000_000:
+        pass
+
+
+def test_its_size_is_told_and_limited(open_log, rows):
+    log = open_log(max_bytes=1 << 22)
+    before, limit = log.size()
+    assert limit == 1 << 22
+    log.append([Append(b"%d" % n, 0, rows(*range(64))) for n in range(100)])
+    used, _ = log.size()
+    assert 100 * 64 * 16 <= used - before <= 3 * 100 * 64 * 16
+
+
+@pytest.mark.parametrize("durability", ["commit", "interval", "none"])
+def test_lag_is_what_is_not_on_disk_yet(tmp_path, make_redis_server, rows, durability):
+    server = make_redis_server("--appendonly", "yes", "--appendfsync", "always")
+    for log in (
+        LmdbLog(tmp_path, durability=durability, max_bytes=1 << 20),
+        RedisLog(server.url, durability=durability),
+    ):
+        if durability == "none":
+            assert np.isnan(log.lag_seconds())
+        else:
+            assert log.lag_seconds() == 0.0
+            log.append([Append(b"u", 0, rows(1))])
+            lag = log.lag_seconds()
+            assert 0.0 < lag < 5.0 if durability == "interval" else lag == 0.0
+            deadline = time.monotonic() + 20
+            while log.lag_seconds():
+                assert time.monotonic() < deadline, "a flush brings it back to 0"
+                time.sleep(0.01)
+        log.close()

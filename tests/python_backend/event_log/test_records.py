@@ -8,7 +8,8 @@ from longrec.python_backend.event_log import records
 
 
 def chunk(user, first, events):
-    return records.extend_chunk(user, first, b"", np.ascontiguousarray(events, "<i8").tobytes())
+    payload = np.ascontiguousarray(events, "<i8").tobytes()
+    return records.extend_chunk(b"", *records.verify_chunk(user, first, b""), payload)[0]
 
 
 @pytest.mark.parametrize(
@@ -40,4 +41,13 @@ def test_a_damaged_chunk_can_not_be_extended(rows):
     value = bytearray(chunk(b"u", 0, rows(1, 2)))
     value[-1] ^= 1
     with pytest.raises(DataError, match="checksum"):
-        records.extend_chunk(b"u", 0, bytes(value), rows(3).tobytes())
+        records.continue_chunk(b"u", 0, bytes(value), 2, rows(3).tobytes())
+
+
+def test_a_chunk_is_continued_as_it_is_extended_where_it_ends_there(rows):
+    value, payload = chunk(b"u", 64, rows(*range(60))), rows(60, 61, 62, 63).tobytes()
+    extended, count, crc = records.extend_chunk(value, *records.verify_chunk(b"u", 64, value), payload)
+    assert records.continue_chunk(b"u", 64, value, 124, payload) == extended
+    assert records.verify_chunk(b"u", 64, extended) == (count, crc)
+    for position, more in ((123, payload), (125, payload), (124, payload + payload), (124, b"")):
+        assert records.continue_chunk(b"u", 64, value, position, more) is None
