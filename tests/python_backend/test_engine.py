@@ -208,8 +208,8 @@ def test_a_damaged_log_fails_its_user_alone(tmp_path, network, make_history, rec
     log.close()
     data = bytearray((tmp_path / "log" / "data.mdb").read_bytes())
     newest = histories["hurt"][30:].astype("<i8").tobytes()
-    data[data.rfind(newest) + 5] ^= 1
-    (tmp_path / "log" / "data.mdb").write_bytes(data)
+    hurt = newest[:5] + bytes([newest[5] ^ 1]) + newest[6:]
+    (tmp_path / "log" / "data.mdb").write_bytes(data.replace(newest, hurt))  # every copy: an unused one may come last
 
     log = LmdbLog(tmp_path / "log", durability="none", max_bytes=64 << 20)
     config = EngineConfig(page_size=16, max_step_events=32, memory_bytes=4 << 20)
