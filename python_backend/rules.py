@@ -13,6 +13,7 @@ list may serve several catalogues. Write beside the file and rename: half a file
 """
 
 import logging
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -81,6 +82,8 @@ class Rules:
         self.bits: dict[str, int] = {}
         self.failures = self.unknown = 0
         self._looked = time.monotonic()
+        self._closed = threading.Event()
+        self._watch = threading.Thread(target=self._look, name="rules", daemon=True)
         self._signature = self._sign()
         self.current = self._read()
 
@@ -105,6 +108,20 @@ class Rules:
             return False
         logger.info("rules read from %s: %d ids or categories that no item has", self._folder, self.unknown)
         return True
+
+    def watch(self) -> None:
+        """Refresh from a thread of its own from now on, until `close`."""
+        self._watch.start()
+
+    def close(self) -> None:
+        """End the thread, if there is one."""
+        self._closed.set()
+        if self._watch.is_alive():
+            self._watch.join()
+
+    def _look(self) -> None:
+        while not self._closed.wait(self._interval_seconds):
+            self.refresh()
 
     def _sign(self) -> Signature:
         return tuple(_signature(self._folder / name) for name in (BLOCKED, BLOCKED_CATEGORIES, CATEGORIES))
