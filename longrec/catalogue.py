@@ -15,15 +15,17 @@ __all__ = ["Catalogue"]
 
 @dataclass(frozen=True)
 class Catalogue:
-    """External ids, titles and interaction counts of the items, in index order.
+    """External ids, titles and categories of the items, in index order.
 
     Args:
         ids: the items' external ids, unique.
         titles: what to show for each; the id itself where the data has no title.
+        categories: names of each item's categories; empty: the data has none.
     """
 
     ids: Sequence[str]
     titles: Sequence[str]
+    categories: Sequence[Sequence[str]] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -34,10 +36,14 @@ class Catalogue:
         return {item: i for i, item in enumerate(self.ids)}
 
     def save(self, path: Path) -> None:
-        """Write `path` (Parquet, columns `item` and `title`)."""
+        """Write `path` (Parquet, columns `item`, `title` and, where there are any, `categories`)."""
         import polars as pl
 
-        pl.DataFrame({"item": list(self.ids), "title": list(self.titles)}).write_parquet(path)
+        frame = pl.DataFrame({"item": list(self.ids), "title": list(self.titles)})
+        if self.categories:
+            lists = [list(names) for names in self.categories]
+            frame = frame.with_columns(pl.Series("categories", lists, dtype=pl.List(pl.String)))
+        frame.write_parquet(path)
 
     @classmethod
     def load(cls, path: Path) -> "Catalogue":
@@ -52,7 +58,14 @@ class Catalogue:
         missing = {"item", "title"} - set(frame.columns)
         if missing:
             raise CheckpointError(f"{path}: expected columns item and title, got {frame.columns}")
-        catalogue = cls(frame["item"].cast(pl.String).to_list(), frame["title"].cast(pl.String).to_list())
+        categories: Sequence[Sequence[str]] = ()
+        if "categories" in frame.columns:
+            if frame.schema["categories"] != pl.List(pl.String):
+                raise CheckpointError(
+                    f"{path}: expected lists of names in column categories, got {frame.schema['categories']}"
+                )
+            categories = frame["categories"].fill_null([]).to_list()
+        catalogue = cls(frame["item"].cast(pl.String).to_list(), frame["title"].cast(pl.String).to_list(), categories)
         if len(catalogue.index) != len(catalogue):
             raise CheckpointError(
                 f"{path}: expected unique items, got {len(catalogue) - len(catalogue.index)} repeated"

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from longrec.config import ModelConfig
 from longrec.errors import DataError
 from longrec.modeling import features
 from longrec.modeling.transformer import Transformer
@@ -19,7 +20,7 @@ from longrec.python_backend.memory_pool import NO_ROW, NO_TIME, MemoryPool
 from longrec.python_backend.step import StepInputs, StepRunner
 from longrec.python_backend.work import Entry, Rows, Work
 
-__all__ = ["CatchUp", "Caught"]
+__all__ = ["CatchUp", "Caught", "step_inputs"]
 
 
 class Caught(NamedTuple):
@@ -71,6 +72,8 @@ class CatchUp:
     def run(self, works: Sequence[Work], *, each: int, room: int) -> Caught:
         """One step: at most `room` events in all and `each` of a user; entries that it answers leave their works.
 
+        Where an entry that it answers needs the memory, the memory stands at that entry afterwards.
+
         Users whom neither room nor pool hold this time stay as they are.
 
         Raises:
@@ -94,9 +97,10 @@ class CatchUp:
                 found = _pop_until(work, after)
                 entries += found
                 standing += [row] * len(found)
-                if not work.entries:
+                if not work.entries or any(entry.query.needs_memory for entry in found):
                     continue
-            count = min(work.entries[-1].after - start, each, room)
+            stop = next((entry.after for entry in work.entries if entry.query.needs_memory), work.entries[-1].after)
+            count = min(stop - start, each, room)
             if count <= 0:
                 continue
             try:
@@ -137,7 +141,7 @@ class CatchUp:
         pool.reserve(rows, counts)
         events = np.concatenate([part.rows for part in parts])  # [T, 2]
         try:
-            hidden = self._steps.run(self._inputs(rows, counts, events))
+            hidden = self._steps.run(step_inputs(pool, self._model, rows, counts, events))
         except BaseException:
             pool.unreserve(rows, counts)
             raise
@@ -153,24 +157,6 @@ class CatchUp:
         pool.advance(rows, counts, events[ends - 1, 1], hidden.index_select(0, last))
         return hidden.index_select(0, torch.tensor(places, dtype=torch.int64, device=hidden.device)), found
 
-    def _inputs(self, rows: NDArray[np.int64], counts: NDArray[np.int64], events: Rows) -> StepInputs:
-        pool, total = self._pool, len(events)
-        cu_seqlens = np.zeros(len(rows) + 1, np.int32)
-        np.cumsum(counts, out=cu_seqlens[1:])
-        event_rows = np.repeat(rows, counts)
-        positions = np.repeat(pool.length[rows] - cu_seqlens[:-1], counts) + np.arange(total)
-        pages = pool.pages(rows, counts)
-        return StepInputs(
-            items=np.minimum(events[:, 0], self._model.num_items),
-            gaps=features.ragged_gap_buckets(events[:, 1], cu_seqlens, pool.time[rows], self._model.num_gap_buckets),
-            positions=positions,
-            slots=pool.places(event_rows, positions),
-            cu_seqlens=cu_seqlens,
-            page_indptr=pages.indptr,
-            page_indices=pages.indices,
-            lengths=(pool.length[rows] - pool.first[rows]).astype(np.int32),
-        )
-
     def _begin(self, after: int) -> int:
         """Where a memory begins that shall answer after so many events."""
         return max(0, after - self._model.receptive_field)
@@ -183,6 +169,32 @@ class CatchUp:
 
     def _time_before(self, user: bytes, position: int) -> int:
         return int(self.log.read(user, position - 1, position)[0, 1]) if position else NO_TIME
+
+
+def step_inputs(
+    pool: MemoryPool, model: ModelConfig, rows: NDArray[np.int64], counts: NDArray[np.int64], events: Rows
+) -> StepInputs:
+    """The next `counts` [B] events of the pool's `rows` [B], as the network takes them; their pages are reserved.
+
+    Args:
+        events: [T, 2] item and unix ms, user after user; an item outside the catalogue is the unknown item.
+    """
+    total = len(events)
+    cu_seqlens = np.zeros(len(rows) + 1, np.int32)
+    np.cumsum(counts, out=cu_seqlens[1:])
+    event_rows = np.repeat(rows, counts)
+    positions = np.repeat(pool.length[rows] - cu_seqlens[:-1], counts) + np.arange(total)
+    pages = pool.pages(rows, counts)
+    return StepInputs(
+        items=np.minimum(events[:, 0], model.num_items),
+        gaps=features.ragged_gap_buckets(events[:, 1], cu_seqlens, pool.time[rows], model.num_gap_buckets),
+        positions=positions,
+        slots=pool.places(event_rows, positions),
+        cu_seqlens=cu_seqlens,
+        page_indptr=pages.indptr,
+        page_indices=pages.indices,
+        lengths=(pool.length[rows] - pool.first[rows]).astype(np.int32),
+    )
 
 
 def _pop_until(work: Work, length: int) -> list[Entry]:

@@ -27,8 +27,10 @@ from longrec.python_backend.deferred import DeferredWork
 from longrec.python_backend.event_log import Appended, EventLog
 from longrec.python_backend.memory_pool import NO_ROW, MemoryPool
 from longrec.python_backend.observations import Observations
+from longrec.python_backend.prediction import Predictor
 from longrec.python_backend.query import Answer, Query
-from longrec.python_backend.ranking import NO_ITEMS, Ranker, first_of
+from longrec.python_backend.ranking import NO_ITEMS, first_of
+from longrec.python_backend.rules import Rules
 from longrec.python_backend.step import StepRunner
 from longrec.python_backend.work import Entry, Work
 
@@ -53,6 +55,7 @@ class Engine:
         log: the users' events; may be shared with other engines.
         config: limits and sizes.
         decode_batches: as in `StepRunner`.
+        rules: blocked items and categories; None: there are none.
 
     Attributes:
         observations: what it has done, for metrics.
@@ -67,13 +70,15 @@ class Engine:
         log: EventLog,
         config: EngineConfig,
         decode_batches: Sequence[int] | None = None,
+        rules: Rules | None = None,
     ) -> None:
         self.network, self.log, self.config = network, log, config
         device = network.start.device
         self.pool = MemoryPool(network.config, config, device, network.start.dtype)
         kernels.prepare_attention(self.pool.k_pages[0], network.start.dtype)  # compiled now, not during a request
-        self._catch_up = CatchUp(network, log, self.pool, StepRunner(network, self.pool, decode_batches))
-        self._ranker = Ranker(network.item_table.detach())
+        steps = StepRunner(network, self.pool, decode_batches)
+        self._catch_up = CatchUp(network, log, self.pool, steps)
+        self._predictor = Predictor(network, log, self.pool, steps, config, rules)
         half_the_pool = self.pool.num_pages // 2 // self.pool.pages_per_user  # the other half is for those who are warm
         self._deferred = DeferredWork(min(MAX_SERVED, max(1, half_the_pool)))
         self._num_tickets = 0
@@ -224,9 +229,7 @@ class Engine:
         if wanted:
             hidden = caught.hidden if len(wanted) == len(caught.entries) else caught.hidden[wanted]
             entries = [caught.entries[at] for at in wanted]
-            ranked = self._ranker.rank(hidden, [entry.query for entry in entries])
-            for entry, (items, scores) in zip(entries, ranked, strict=True):
-                answers.append((entry, Answer(Status.OK, entry.after, items, scores)))
+            answers += zip(entries, self._predictor.answer(entries, hidden), strict=True)
         return answers
 
     def _defer(self, entry: Entry) -> Ticket:

@@ -59,7 +59,7 @@ class MemoryPool:
         page_bytes = 2 * model.num_layers * int(np.prod(shape)) * dtype.itemsize
         self.num_pages = engine.memory_bytes // page_bytes
         most_new = max(engine.inline_events, engine.chunk_events)
-        self.pages_per_user = -(-(model.window - 1 + most_new) // engine.page_size) + 1
+        self.pages_per_user = -(-(model.window + most_new) // engine.page_size) + 1
         if self.num_pages < self.pages_per_user:
             raise ArgumentError(
                 f"memory_bytes={engine.memory_bytes}",
@@ -220,7 +220,8 @@ class MemoryPool:
         return places
 
     def advance(self, rows: Ints, counts: Ints, times: Ints, hidden: torch.Tensor) -> None:
-        """The next `counts` events of each user are written: free the pages that no later event can see.
+        """The next `counts` events of each user are written: free the pages that neither a later event nor the newest
+        one, which explanations ask again, can see.
 
         Args:
             times: [B] of the last of them. hidden: [B, dim] after it.
@@ -228,7 +229,7 @@ class MemoryPool:
         self.length[rows] += counts
         self.time[rows] = times
         self.hidden.index_copy_(0, self._index(rows), hidden)
-        expired = (self.length[rows] - self.window + 1 - self.first[rows]) // self.page_size
+        expired = (self.length[rows] - self.window - self.first[rows]) // self.page_size
         for at in np.flatnonzero(expired > 0).tolist():
             row, count = int(rows[at]), int(expired[at])
             borrowed = int(self._borrowed[row])

@@ -43,6 +43,11 @@ class Query(NamedTuple):
     k: int
     settings: Settings = DEFAULTS
 
+    @property
+    def needs_memory(self) -> bool:
+        """Whether a state isn't enough to answer: the memory must stand where the answer stands."""
+        return self.settings.explain > 0 or self.settings.horizon > 1
+
 
 class Answer(NamedTuple):
     """What one user gets.

@@ -1,6 +1,11 @@
-"""Ranking: hidden states and queries to items and scores."""
+"""Ranking: hidden states and queries to items and scores, and what must not be among them.
 
-from collections.abc import Sequence
+Queries over the whole catalogue share a call of the kernel: one for those that leave nothing out for themselves, one
+for the others. Candidates are gathered and scored together. Which items a query leaves out is for the caller to say.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -9,11 +14,16 @@ from numpy.typing import NDArray
 from longrec import kernels
 from longrec.protocol import NO_ITEM
 from longrec.python_backend.query import Query
+from longrec.python_backend.rules import EVERY, Rules, RuleSet
 
-__all__ = ["NO_ITEMS", "Ranked", "Ranker", "first_of"]
+__all__ = ["NO_ITEMS", "Ranked", "Ranker", "first_of", "log_partition"]
 
-Ranked = tuple[NDArray[np.int64], NDArray[np.float32]]
+Int64Array = NDArray[np.int64]
+Ranked = tuple[Int64Array, NDArray[np.float32]]
 NO_ITEMS: Ranked = (np.empty(0, np.int64), np.empty(0, np.float32))
+NOTHING_LEFT_OUT: Mapping[int, Int64Array] = MappingProxyType({})
+CHUNK_SCORES = 1 << 21  # scores of the catalogue at a time
+CHUNK_PAIRS = 1 << 15  # candidates scored at a time: 8 MB of float32 rows at dim 64
 
 
 class Ranker:
@@ -21,37 +31,181 @@ class Ranker:
 
     Args:
         item_table: [num_items, dim], on the device that the states are on.
+        rules: what is blocked and which categories items have; None: nothing and none.
     """
 
-    def __init__(self, item_table: torch.Tensor) -> None:
-        self._table = item_table
+    def __init__(self, item_table: torch.Tensor, rules: Rules | None = None) -> None:
+        self._table, self._rules = item_table, rules
+        self._unruled = RuleSet.nothing(len(item_table))
+        self._prepared: RuleSet | None = None  # whose tensors follow
+        self._blocked: torch.Tensor | None = None  # [ceil(N / 32)] int32
+        self._categories: torch.Tensor | None = None  # [N] int64
 
-    def rank(self, hidden: torch.Tensor, queries: Sequence[Query]) -> list[Ranked]:
+    def rank(
+        self, hidden: torch.Tensor, queries: Sequence[Query], left_out: Mapping[int, Int64Array] = NOTHING_LEFT_OUT
+    ) -> list[Ranked]:
         """Items [k] and scores [k] of each query, best first; equal scores: the lower index first.
+
+        An item is never ranked twice, nor one that is blocked, not of an allowed category, or left out. NO_ITEM at -inf
+        stands where there are fewer than k.
 
         Args:
             hidden: [Q, dim].
+            queries: each with k > 0.
+            left_out: number of a query -> items that it must not get, in any order; some may be unknown.
         """
-        num_items = len(self._table)
-        ranked: dict[int, Ranked] = {}
-        whole = [number for number, query in enumerate(queries) if query.candidates is None]
-        if whole:
-            most = min(max(queries[number].k for number in whole), num_items)
-            rows = hidden if len(whole) == len(queries) else hidden[whole]
-            scores, items = (found.cpu().numpy() for found in kernels.catalogue_topk(rows, self._table, most))
-            for row, number in enumerate(whole):
-                ranked[number] = first_of(items[row], scores[row], queries[number].k)
+        plain: list[int] = []
+        masked: list[int] = []
+        given: list[int] = []
+        with_probabilities = False
         for number, query in enumerate(queries):
+            settings = query.settings
+            with_probabilities |= settings.probability
             if query.candidates is not None:
-                known = query.candidates[query.candidates < num_items]
-                rows = self._table[torch.from_numpy(known).to(self._table.device)]
-                logits = (rows @ hidden[number]).float().cpu().numpy()
-                order = np.lexsort((known, -logits))
-                ranked[number] = first_of(known[order], logits[order], query.k)
-        return [ranked[number] for number in range(len(queries))]
+                given.append(number)
+            elif number in left_out or settings.allowed:
+                masked.append(number)
+            else:
+                plain.append(number)
+        ranked: list[Ranked] = [NO_ITEMS] * len(queries)
+        for numbers in (plain, masked):
+            if numbers:
+                most = max(queries[number].k for number in numbers)
+                rows = hidden if len(numbers) == len(queries) else hidden[numbers]
+                out = allowed = None
+                if numbers is masked:
+                    out = [left_out.get(number) for number in numbers]
+                    allowed = [queries[number].settings.allowed for number in numbers]
+                scores, items = (found.cpu().numpy() for found in self.top(rows, most, out, allowed))
+                for row, number in enumerate(numbers):
+                    k = queries[number].k
+                    ranked[number] = items[row, :k], scores[row, :k]
+        if given:
+            self._rank_candidates(given, hidden, queries, left_out, ranked)
+        if with_probabilities:
+            self._make_probabilities(hidden, queries, ranked)
+        return ranked
+
+    def top(
+        self,
+        hidden: torch.Tensor,
+        k: int,
+        left_out: Sequence[Int64Array | None] | None = None,
+        allowed: Sequence[int] | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scores [R, k] float32 and items [R, k] int64 of the catalogue's best for each state, on their device.
+
+        Args:
+            hidden: [R, dim].
+            left_out: [R] items that a row must not get; None: none.
+            allowed: [R] bits of the categories that a row allows; 0 or None: all.
+        """
+        self._prepare()
+        indptr = indices = categories = bits = None
+        if left_out is not None and any(items is not None for items in left_out):
+            indptr, indices = self._rows_of(left_out)
+        if allowed is not None and any(allowed):
+            categories = self._categories
+            bits = torch.tensor([row or EVERY for row in allowed], device=hidden.device)
+        return kernels.catalogue_topk(
+            hidden,
+            self._table,
+            k,
+            seen_indptr=indptr,
+            seen_indices=indices,
+            blocked=self._blocked,
+            categories=categories,
+            allowed=bits,
+            validate=False,
+        )
+
+    def _prepare(self) -> RuleSet:
+        """The rules as they are now; their tensors are made when they are new."""
+        current = self._unruled if self._rules is None else self._rules.current
+        if current is not self._prepared:
+            device = self._table.device
+            self._blocked = None
+            if current.blocked is not None:
+                bits = np.zeros(-(-len(current.blocked) // 32) * 32, bool)
+                bits[: len(current.blocked)] = current.blocked
+                words = np.packbits(bits, bitorder="little").view(np.int32)
+                self._blocked = torch.from_numpy(words).to(device)
+            self._categories = torch.from_numpy(current.categories).to(device)
+            self._prepared = current
+        return current
+
+    def _rows_of(self, left_out: Sequence[Int64Array | None]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The rows' known items, rising, as indptr [R + 1] and indices."""
+        none, num_items = NO_ITEMS[0], len(self._table)
+        rows = [none if items is None else np.unique(items) for items in left_out]
+        rows = [row[np.searchsorted(row, 0) : np.searchsorted(row, num_items)] for row in rows]
+        indptr = np.zeros(len(rows) + 1, np.int64)
+        np.cumsum([len(row) for row in rows], out=indptr[1:])
+        device = self._table.device
+        return torch.from_numpy(indptr).to(device), torch.from_numpy(np.concatenate(rows)).to(device)
+
+    def _rank_candidates(
+        self,
+        numbers: list[int],
+        hidden: torch.Tensor,
+        queries: Sequence[Query],
+        left_out: Mapping[int, Int64Array],
+        ranked: list[Ranked],
+    ) -> None:
+        rules, num_items, device = self._prepare(), len(self._table), hidden.device
+        rows: list[Int64Array] = []
+        for number in numbers:
+            query = queries[number]
+            assert query.candidates is not None
+            items = np.unique(query.candidates)
+            items = items[: np.searchsorted(items, num_items)]
+            items = items[rules.permits(items, query.settings.allowed)]
+            if number in left_out:
+                items = np.setdiff1d(items, left_out[number], assume_unique=True)
+            rows.append(items)
+        counts = np.array([len(items) for items in rows])
+        flat, of_query = np.concatenate(rows), np.repeat(np.array(numbers), counts)
+        parts: list[NDArray[np.float32]] = []
+        for start in range(0, len(flat), CHUNK_PAIRS):
+            chunk = slice(start, start + CHUNK_PAIRS)
+            vectors = self._table[torch.from_numpy(flat[chunk]).to(device)].float()
+            states = hidden[torch.from_numpy(of_query[chunk]).to(device)].float()
+            parts.append((vectors * states).sum(dim=1).cpu().numpy())
+        scores = np.concatenate(parts) if parts else NO_ITEMS[1]
+        order = np.lexsort((flat, -scores, of_query))
+        order = order[scores[order] > -np.inf]  # neither NaN nor -inf is a score
+        bounds = np.searchsorted(of_query[order], [*numbers, len(queries)])
+        for at, number in enumerate(numbers):
+            best = order[bounds[at] : bounds[at + 1]][: queries[number].k]
+            ranked[number] = first_of(flat[best], scores[best], queries[number].k)
+
+    def _make_probabilities(self, hidden: torch.Tensor, queries: Sequence[Query], ranked: list[Ranked]) -> None:
+        numbers = [number for number, query in enumerate(queries) if query.settings.probability]
+        totals = log_partition(hidden[numbers], self._table).cpu().numpy()
+        for number, total in zip(numbers, totals, strict=True):
+            items, scores = ranked[number]
+            ranked[number] = items, np.where(items == NO_ITEM, -np.inf, np.exp(scores - total)).astype(np.float32)
 
 
-def first_of(items: NDArray[np.int64], scores: NDArray[np.float32], k: int) -> Ranked:
+def log_partition(hidden: torch.Tensor, item_table: torch.Tensor) -> torch.Tensor:
+    """log sum over items n of exp(hidden . item_n), [R] float32: a score less this is a log-probability.
+
+    Args:
+        hidden: [R, dim]. item_table: [N, dim]. Scored in float32, `CHUNK_SCORES` at a time.
+    """
+    total = torch.full((len(hidden),), -torch.inf, device=hidden.device)
+    states = hidden.float()
+    for items in _chunks(item_table, max(1024, CHUNK_SCORES // max(1, len(hidden)))):
+        total = torch.logaddexp(total, (states @ items.float().T).logsumexp(dim=1))
+    return total
+
+
+def _chunks(table: torch.Tensor, size: int) -> Iterator[torch.Tensor]:
+    for start in range(0, len(table), size):
+        yield table[start : start + size]
+
+
+def first_of(items: Int64Array, scores: NDArray[np.float32], k: int) -> Ranked:
     """The first k, filled up with NO_ITEM at -inf."""
     missing = k - len(items)
     if missing > 0:

@@ -1,0 +1,212 @@
+"""Prediction: from users' states to their answers. Reads what a query needs beside its state (what its user has seen,
+their newest event) out of the log, and ranks, explains or rolls out. Changes neither the log nor any user's memory."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from longrec.config import EngineConfig
+from longrec.errors import LongrecError, MachineError
+from longrec.modeling.features import gap_buckets
+from longrec.modeling.transformer import Transformer
+from longrec.protocol import Status
+from longrec.python_backend.event_log import EventLog
+from longrec.python_backend.explain import NO_POSITION, Explainer
+from longrec.python_backend.memory_pool import NO_ROW, MemoryPool
+from longrec.python_backend.query import Answer, Query
+from longrec.python_backend.ranking import NO_ITEMS, Ranker, first_of
+from longrec.python_backend.rollout import Rollouts, Root
+from longrec.python_backend.rules import Rules
+from longrec.python_backend.settings import DEFAULTS
+from longrec.python_backend.step import StepRunner
+from longrec.python_backend.work import Entry, Rows
+
+__all__ = ["Predictor"]
+
+GAP_EVENTS = 32  # newest gaps whose median a rollout's events keep
+MAX_PATHS = 128  # paths that are rolled out together
+
+
+class Predictor:
+    """Answers entries whose states are known.
+
+    Args:
+        network: in evaluation mode.
+        log: the users' events.
+        pool: their memories. steps: runs the network over it.
+        config: limits.
+        rules: blocked items and categories; None: there are none.
+    """
+
+    def __init__(
+        self,
+        network: Transformer,
+        log: EventLog,
+        pool: MemoryPool,
+        steps: StepRunner,
+        config: EngineConfig,
+        rules: Rules | None = None,
+    ) -> None:
+        self._log, self._pool, self._config = log, pool, config
+        self._num_gap_buckets = network.config.num_gap_buckets
+        self._ranker = Ranker(network.item_table.detach(), rules)
+        self._explainer = Explainer(network, pool)
+        self._rollouts = Rollouts(network, pool, steps, self._ranker, self._explainer)
+
+    def answer(self, entries: Sequence[Entry], hidden: torch.Tensor) -> list[Answer]:
+        """The answers, one an entry; one that can't be given holds its error.
+
+        Args:
+            entries: each with k > 0; where one needs the memory, its user's stands at `after`.
+            hidden: [n, dim], the states at `after`; overwritten by the next step.
+        """
+        queries = [entry.query for entry in entries]
+        left_out: dict[int, NDArray[np.int64]] = {}
+        explained: list[int] = []
+        rolled: list[int] = []
+        failed: dict[int, LongrecError] = {}
+        for number, query in enumerate(queries):
+            settings = query.settings
+            if settings is DEFAULTS:
+                continue
+            if settings.exclude_seen or settings.exclude:
+                try:
+                    left_out[number] = self._left_out(entries[number])
+                except LongrecError as error:
+                    failed[number] = error
+            if settings.horizon > 1:
+                rolled.append(number)
+            elif settings.explain:
+                explained.append(number)
+        if not rolled and not failed:
+            ranked = self._ranker.rank(hidden, queries, left_out)
+        else:
+            ranked = [NO_ITEMS] * len(queries)
+            plain = [number for number in range(len(queries)) if number not in failed and number not in rolled]
+            if plain:
+                own = {at: left_out[number] for at, number in enumerate(plain) if number in left_out}
+                found = self._ranker.rank(hidden[plain], [queries[number] for number in plain], own)
+                for number, each in zip(plain, found, strict=True):
+                    ranked[number] = each
+        answers = [
+            Answer(Status.OK, entry.after, items, scores)
+            for entry, (items, scores) in zip(entries, ranked, strict=True)
+        ]
+        explained = [number for number in explained if number not in failed]
+        if explained:
+            self._explain(explained, entries, answers, failed)
+        rolled = [number for number in rolled if number not in failed]
+        if rolled:
+            self._roll_out(rolled, entries, hidden[rolled].clone(), left_out, answers, failed)
+        for number, reason in failed.items():
+            answers[number] = Answer(Status.OK, 0, *first_of(*NO_ITEMS, 0), reason)
+        return answers
+
+    def _left_out(self, entry: Entry) -> NDArray[np.int64]:
+        settings = entry.query.settings
+        excluded = np.array(settings.exclude, np.int64)
+        if not settings.exclude_seen:
+            return excluded
+        return np.concatenate((excluded, self._newest(entry.query, entry.after, self._config.max_seen)[:, 0]))
+
+    def _newest(self, query: Query, after: int, count: int) -> Rows:
+        """The last `count` events before `after`, or as many as the log still has."""
+        start = max(self._log.extent(query.user).first, after - count)
+        return self._log.read(query.user, start, after) if start < after else query.events[:0]
+
+    def _newest_event(self, entry: Entry) -> tuple[int, int]:
+        """Item and gap bucket of the event before `after`."""
+        after = entry.after
+        rows = self._newest(entry.query, after, 2)
+        before = int(rows[-2, 1]) if len(rows) > 1 else None
+        return int(rows[-1, 0]), int(gap_buckets(rows[-1:, 1], before, self._num_gap_buckets)[0])
+
+    def _explain(
+        self,
+        numbers: list[int],
+        entries: Sequence[Entry],
+        answers: list[Answer],
+        failed: dict[int, LongrecError],
+    ) -> None:
+        newest: dict[int, tuple[int, int]] = {}
+        for number in numbers:
+            entry, answer = entries[number], answers[number]
+            nothing = np.full((len(answer.items), entry.query.settings.explain), NO_POSITION)
+            answers[number] = answer._replace(because=nothing)
+            if entry.after:
+                try:
+                    newest[number] = self._newest_event(entry)
+                except LongrecError as error:
+                    failed[number] = error
+        if not newest:
+            return
+        width = max(len(answers[number].items) for number in newest)
+        ranked = np.stack([first_of(*answers[number][2:4], width)[0] for number in newest])
+        rows = np.array([self._pool.row(entries[number].query.user) for number in newest])
+        ends = np.array([entries[number].after for number in newest])
+        assert (rows != NO_ROW).all()
+        assert (self._pool.length[rows] == ends).all()
+        count = max(entries[number].query.settings.explain for number in newest)
+        items, gaps = np.array(list(newest.values())).T
+        because = self._explainer.explain(rows, items, gaps, ranked, count, ends)
+        for number, found in zip(newest, because, strict=True):
+            k, explain = len(answers[number].items), entries[number].query.settings.explain
+            answers[number] = answers[number]._replace(because=found[:k, :explain])
+
+    def _roll_out(
+        self,
+        numbers: list[int],
+        entries: Sequence[Entry],
+        hidden: torch.Tensor,
+        left_out: dict[int, NDArray[np.int64]],
+        answers: list[Answer],
+        failed: dict[int, LongrecError],
+    ) -> None:
+        roots: dict[int, Root] = {}
+        states = dict(zip(numbers, hidden, strict=True))
+        for number in numbers:
+            entry = entries[number]
+            try:
+                times = self._newest(entry.query, entry.after, GAP_EVENTS + 1)[:, 1]
+                gap_ms = int(np.median(np.maximum(np.diff(times), 0))) if len(times) > 1 else 0
+                asks_why = entry.query.settings.explain > 0 and entry.after > 0
+                newest = self._newest_event(entry) if asks_why else (0, 0)
+            except LongrecError as error:
+                failed[number] = error
+            else:
+                roots[number] = Root(entry.query, entry.after, gap_ms, left_out.get(number), newest)
+
+        def run(group: list[int]) -> MachineError | None:
+            try:
+                found = self._rollouts.run([roots[number] for number in group], torch.stack([states[n] for n in group]))
+            except MachineError as error:
+                return error
+            for number, result in zip(group, found, strict=True):
+                answers[number] = Answer(Status.OK, entries[number].after, *result[:2], None, result.because)
+            return None
+
+        groups = _groups(list(roots), [root.query.settings.beam for root in roots.values()])
+        alone = [number for group in groups if run(group) for number in group]
+        for at, number in enumerate(alone):
+            # room is for these users and forks alone now: who else was in the step has been answered
+            self._pool.begin_step()
+            rows = [self._pool.row(roots[waiting].query.user) for waiting in alone[at:]]
+            self._pool.touch([row for row in rows if row != NO_ROW])
+            no_room = run([number])
+            if no_room:
+                failed[number] = no_room
+
+
+def _groups(numbers: list[int], sizes: list[int]) -> list[list[int]]:
+    """The numbers in groups of at most `MAX_PATHS` paths, or of one."""
+    groups: list[list[int]] = []
+    room = 0
+    for number, size in zip(numbers, sizes, strict=True):
+        if size > room:
+            groups.append([])
+            room = MAX_PATHS
+        groups[-1].append(number)
+        room -= size
+    return groups
