@@ -4,6 +4,7 @@ A user without memory, or with one that is too far behind, begins anew at the re
 the answer.
 """
 
+import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -29,14 +30,19 @@ class Caught(NamedTuple):
     Args:
         entries: whose answers are known now. hidden: [n, dim], a state for each; good until the next step.
         failed: whose user's log can't be read, and why.
-        num_events, num_read: run through the network; those of them that were read back from the log.
+        num_users, num_events: whose events ran through the network. num_read: events that were read back from the log;
+            num_caught_up: those of them that a memory lacked which was there.
+        seconds: of the network's pass.
     """
 
     entries: list[Entry]
     hidden: torch.Tensor
     failed: list[tuple[Entry, DataError]]
-    num_events: int
-    num_read: int
+    num_users: int = 0
+    num_events: int = 0
+    num_read: int = 0
+    num_caught_up: int = 0
+    seconds: float = 0.0
 
 
 class _Part(NamedTuple):
@@ -89,7 +95,7 @@ class CatchUp:
         parts: list[_Part] = []
         failed: list[tuple[Entry, DataError]] = []
         standing: list[int] = []  # rows that `entries` are answered from
-        num_read = 0
+        num_read = num_caught_up = 0
         for work, row in zip(works, rows, strict=True):
             after = work.entries[0].after
             start = self._begin(after) if row == NO_ROW else self._usable(row, after)
@@ -104,7 +110,9 @@ class CatchUp:
             if count <= 0:
                 continue
             try:
-                num_read += 0 if work.holds(start) else count
+                if not work.holds(start):
+                    num_read += count
+                    num_caught_up += count if row != NO_ROW and start == pool.length[row] else 0
                 part_rows = work.take(self.log, start, start + count)
                 if row == NO_ROW or start != pool.length[row]:
                     row = pool.open(work.user, start, self._time_before(work.user, start))
@@ -120,10 +128,13 @@ class CatchUp:
         states = [self._start.expand(len(from_start), -1)] if from_start else []
         if standing:  # before the step, which replaces them
             states.append(pool.hidden[standing])
+        began = time.perf_counter()
         output, found = self._advance(parts)
+        seconds = time.perf_counter() - began
         hidden = torch.cat([*states, output]) if states else output
         num_events = sum(len(part.rows) for part in parts)
-        return Caught([*from_start, *entries, *found], hidden, failed, num_events, num_read)
+        answered = [*from_start, *entries, *found]
+        return Caught(answered, hidden, failed, len(parts), num_events, num_read, num_caught_up, seconds)
 
     def _advance(self, parts: list[_Part]) -> tuple[torch.Tensor, list[Entry]]:
         """Run the parts that the pool can hold (and leave only those in `parts`); the entries that this answers."""

@@ -7,6 +7,7 @@ next one in line follows when one is done.
 
 import time
 from collections import OrderedDict, deque
+from itertools import islice
 
 from longrec.python_backend.work import Entry, Work
 
@@ -24,6 +25,7 @@ class DeferredWork:
         self._max_served = max_served
         self._waiting: dict[bytes, deque[Entry]] = {}  # not yet taken; users in the order in which they came
         self._served: OrderedDict[bytes, Work] = OrderedDict()  # the one whose turn is the longest ago first
+        self._depth = 0
 
     def __contains__(self, user: bytes) -> bool:
         return user in self._waiting or user in self._served
@@ -33,19 +35,24 @@ class DeferredWork:
 
     @property
     def depth(self) -> int:
-        """Entries that wait for an answer."""
-        return sum(map(len, self._waiting.values())) + sum(len(work.entries) for work in self._served.values())
+        """Entries that were added and have not been answered; who answers them tells `answered`."""
+        return self._depth
 
     @property
     def oldest_seconds(self) -> float:
         """How long the oldest entry has waited; 0 if there is none."""
-        fronts = [entries[0].seconds for entries in self._waiting.values()]
-        fronts += [work.entries[0].seconds for work in self._served.values() if work.entries]
+        fronts = [work.entries[0].seconds for work in self._served.values() if work.entries]
+        fronts += [entries[0].seconds for entries in islice(self._waiting.values(), 1)]  # users come in order
         return time.monotonic() - min(fronts) if fronts else 0.0
 
     def add(self, entry: Entry) -> None:
         """Put an entry behind those of its user, or its user behind the others."""
         self._waiting.setdefault(entry.query.user, deque()).append(entry)
+        self._depth += 1
+
+    def answered(self, count: int) -> None:
+        """So many entries have been answered."""
+        self._depth -= count
 
     def take(self, max_events: int) -> list[tuple[Work, Entry]]:
         """The next entry of each served user who has none in work, with at most `max_events` new events in all (or one
@@ -82,10 +89,8 @@ class DeferredWork:
             del self._served[user]
         return idle
 
-    def clear(self) -> list[Entry]:
-        """Everything that waits; nothing does afterwards."""
-        entries = [entry for work in self._served.values() for entry in work.entries]
-        entries += [entry for queue in self._waiting.values() for entry in queue]
+    def clear(self) -> None:
+        """Forget everything that waits."""
+        self._depth = 0
         self._served.clear()
         self._waiting.clear()
-        return entries

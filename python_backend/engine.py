@@ -29,7 +29,6 @@ from longrec.python_backend.memory_pool import NO_ROW, MemoryPool
 from longrec.python_backend.observations import Observations
 from longrec.python_backend.prediction import Predictor
 from longrec.python_backend.query import Answer, Query
-from longrec.python_backend.ranking import NO_ITEMS, first_of
 from longrec.python_backend.rules import Rules
 from longrec.python_backend.step import StepRunner
 from longrec.python_backend.work import Entry, Work
@@ -100,6 +99,7 @@ class Engine:
             MachineError: the log can't take the events; nothing has been changed then. Or it can't be read: appended
                 events stay appended.
         """
+        self.observations.batch_queries.observe(len(queries))
         now, later = self._split(queries)
         answers: dict[int, Answer | Ticket] = {}
         appended = self.log.append([entry.append for entry in now])
@@ -134,6 +134,7 @@ class Engine:
         if not self._deferred:
             self._warm_one()
             return []
+        began = time.monotonic()
         done: list[tuple[Entry, Answer]] = []
         self._append_next(done)
         chunk = self.config.chunk_events
@@ -143,14 +144,34 @@ class Engine:
                 caught = self._catch_up.run(works, each=-(-chunk // len(works)), room=chunk)
                 done += self._answers(caught)
             except MachineError as error:
-                done += [(entry, _failed(error)) for work in works for entry in work.entries]
+                done += [(entry, Answer.failed(error)) for work in works for entry in work.entries]
                 for work in works:
                     work.entries.clear()
             for work in works:
                 self._pin(work.user, True)
         for user in self._deferred.end_idle():
             self._pin(user, False)
+        now = time.monotonic()
+        for entry, _ in done:
+            self.observations.queue_seconds.observe(now - entry.seconds)
+        self._deferred.answered(len(done))
+        self.observations.turn_seconds.observe(now - began)
         return [(Ticket(entry.number), answer) for entry, answer in done]
+
+    def observe(self) -> Observations:
+        """`observations`, with what the pool, the queue and the log are like now.
+
+        Raises:
+            MachineError: the log can't be read; the rest is up to date.
+        """
+        seen, pool = self.observations, self.pool
+        seen.evictions = pool.evictions
+        seen.users, seen.pages, seen.pages_free = float(len(pool)), float(pool.num_pages), float(pool.num_free_pages)
+        seen.deferred_depth, seen.deferred_oldest_seconds = float(self._deferred.depth), self._deferred.oldest_seconds
+        seen.log_lag_seconds = self.log.lag_seconds()
+        used, limit = self.log.size()
+        seen.log_bytes, seen.log_bytes_limit = float(used), float(limit)
+        return seen
 
     def answer_all(self, queries: Sequence[Query]) -> list[Answer]:
         """`answer`, then turns until none of its answers is left out. Raises as `answer`.
@@ -163,10 +184,10 @@ class Engine:
             late.update(self.turn())
         return [late[answer] if isinstance(answer, Ticket) else answer for answer in answers]
 
-    def fail_deferred(self, error: LongrecError) -> list[tuple[Ticket, Answer]]:
-        """Give up all deferred work; its answers are `error`."""
+    def give_up(self) -> None:
+        """Forget all deferred work, after a `turn` that raised; its tickets get no answers."""
         self.pool.pinned[:] = False
-        return [(Ticket(entry.number), _failed(error)) for entry in self._deferred.clear()]
+        self._deferred.clear()
 
     def warm_up(self, users: Iterable[bytes]) -> None:
         """Give these users memories, in this order, while there is nothing else to do and pages are free."""
@@ -180,7 +201,8 @@ class Engine:
         most, seconds = self.config.inline_events, time.monotonic()
         for number, query in enumerate(queries):
             entry = Entry(number, query, None, seconds)
-            if len(query.events) > most or query.user in waiting or query.user in self._deferred:
+            slow = len(query.events) > most or (query.k and query.settings.horizon > 1)
+            if slow or query.user in waiting or query.user in self._deferred:
                 waiting.add(query.user)
                 later.append(entry)
             else:
@@ -192,18 +214,18 @@ class Engine:
         seen, query = self.observations, entry.query
         seen.queries += 1
         if isinstance(outcome, DataError):
-            return _failed(outcome)
+            return Answer.failed(outcome)
         status, skipped, length = outcome
         if status is not Status.OK:
             seen.gaps += 1
-            return Answer(status, length, *first_of(*NO_ITEMS, query.k))
+            return Answer.without_items(query, status, length)
         entry.outcome = outcome
         rows = entry.new_rows
         if len(rows):
             seen.events_appended += len(rows)
             seen.events_unknown += int(np.count_nonzero(rows[:, 0] >= self.network.config.num_items))
         seen.events_skipped += skipped
-        return None if query.k else Answer(status, length, *first_of(*NO_ITEMS, 0))
+        return None if query.k else Answer.without_items(query, status, length)
 
     def _small(self, works: list[Work]) -> tuple[list[Work], list[Work]]:
         """Users who are answered at once, and the others."""
@@ -211,6 +233,7 @@ class Engine:
         slow: list[Work] = []
         room = self.config.max_step_events
         for work in works:
+            self._count_memory(work.user, len(work.entries))
             missing = self._catch_up.num_missing(work)
             if missing > min(self.config.inline_events, room):
                 slow.append(work)
@@ -223,8 +246,13 @@ class Engine:
         seen = self.observations
         seen.events_computed += caught.num_events
         seen.events_rebuilt += caught.num_read
-        seen.waves += caught.num_events > 0
-        answers = [(entry, _failed(error)) for entry, error in caught.failed]
+        seen.events_caught_up += caught.num_caught_up
+        if caught.num_events:
+            seen.waves += 1
+            seen.step_seconds.observe(caught.seconds)
+            seen.step_events.observe(caught.num_events)
+            seen.step_users.observe(caught.num_users)
+        answers = [(entry, Answer.failed(error)) for entry, error in caught.failed]
         wanted = [at for at, entry in enumerate(caught.entries) if entry.query.k]
         if wanted:
             hidden = caught.hidden if len(wanted) == len(caught.entries) else caught.hidden[wanted]
@@ -233,6 +261,7 @@ class Engine:
         return answers
 
     def _defer(self, entry: Entry) -> Ticket:
+        self.observations.deferred_total += 1
         entry.number = self._num_tickets
         self._num_tickets += 1
         self._deferred.add(entry)
@@ -249,8 +278,10 @@ class Engine:
             outcomes = [error] * len(fresh)
         answers: dict[int, Answer] = {}
         for entry, outcome in zip(fresh, outcomes, strict=True):
-            answer = _failed(outcome) if isinstance(outcome, MachineError) else self._accept(entry, outcome)
-            if answer is not None:
+            answer = Answer.failed(outcome) if isinstance(outcome, MachineError) else self._accept(entry, outcome)
+            if answer is None:
+                self._count_memory(entry.query.user, 1)
+            else:
                 answers[entry.number] = answer
         for work, entry in taken:
             if entry.outcome is not None:
@@ -259,6 +290,12 @@ class Engine:
                 done.append((entry, answers[entry.number]))
             else:
                 work.entries.append(entry)
+
+    def _count_memory(self, user: bytes, count: int) -> None:
+        if user in self.pool:
+            self.observations.memory_hits += count
+        else:
+            self.observations.memory_misses += count
 
     def _pin(self, user: bytes, pinned: bool) -> None:
         row = self.pool.row(user)
@@ -277,11 +314,8 @@ class Engine:
                     work = Work(user, deque([Entry(-1, query, Appended(Status.OK, 0, length))]))
                     chunk = self.config.chunk_events
                     self._answers(self._catch_up.run([work], each=chunk, room=chunk))
+                    self.observations.background_rebuilds += not work.entries
                     return
             except LongrecError:  # whoever asks for this user will be told
                 pass
             self._cold.popleft()
-
-
-def _failed(error: LongrecError) -> Answer:
-    return Answer(Status.OK, 0, *first_of(*NO_ITEMS, 0), error)

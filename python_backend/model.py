@@ -12,16 +12,19 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import triton_python_backend_utils as pb_utils
+from numpy.typing import NDArray
 
+from longrec.checkpoint import CATALOGUE
 from longrec.config import EngineConfig, parse_config
 from longrec.errors import ArgumentError, LongrecError, ServerError
 from longrec.modeling.checkpoint_io import load_network
-from longrec.protocol import CANDIDATE, EVENT, ITEMS, SCORES, STATE, USER
+from longrec.protocol import BECAUSE, CANDIDATE, EVENT, ITEMS, SCORES, STATE, USER
 from longrec.python_backend.engine import Engine, Ticket
 from longrec.python_backend.event_log import open_event_log
 from longrec.python_backend.lanes import Lanes
 from longrec.python_backend.metrics import EngineMetrics
 from longrec.python_backend.query import Answer, Query, parse_queries
+from longrec.python_backend.rules import Rules
 from longrec.python_backend.settings import SettingsParser
 
 __all__ = ["TritonPythonModel"]
@@ -41,13 +44,16 @@ class _Late:
         self.sender, self.outputs, self.answers = sender, outputs, answers
         self.tickets = {answer: at for at, answer in enumerate(answers) if isinstance(answer, Ticket)}
 
-    def settle(self, ticket: Ticket, answer: Answer) -> None:
-        """Take an answer; send the response if it was the last."""
+    def settle(self, ticket: Ticket, answer: Answer) -> Any:
+        """Take an answer; the response if it was the last, else None."""
         self.answers[self.tickets.pop(ticket)] = answer
-        if not self.tickets:
-            answers = [answer for answer in self.answers if isinstance(answer, Answer)]
-            flags = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
-            self.sender.send(_respond(answers, self.outputs), flags=flags)
+        if self.tickets:
+            return None
+        return _respond([answer for answer in self.answers if isinstance(answer, Answer)], self.outputs)
+
+    def send(self, response: Any) -> None:
+        """Send the response."""
+        self.sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
 
 class TritonPythonModel:
@@ -64,15 +70,21 @@ class TritonPythonModel:
             name: entry["string_value"] for name, entry in json.loads(args["model_config"])["parameters"].items()
         }
         self.config = parse_config(EngineConfig, parameters, "config.pbtxt parameters")
-        self._parse_settings = SettingsParser(self.config)
         folder = Path(args["model_repository"])  # of this model; the repository's root is its parent
-        network, _ = load_network(folder / args["model_version"])
+        version = folder / args["model_version"]
+        network, _ = load_network(version)
         device = "cpu"
         if args["model_instance_kind"] == "GPU":
             device = f"cuda:{args['model_instance_device_id']}"
         torch.set_num_threads(self.config.cpu_threads)
         self.log = open_event_log(self.config, folder.parent, network.config.receptive_field)
-        self.engine = Engine(network.to(device, getattr(torch, self.config.dtype)), self.log, self.config)
+        self.rules = Rules(version / CATALOGUE, folder.parent / self.config.rules)
+        self.rules.watch()
+        self._parse_settings = SettingsParser(self.config, self.rules.bits)
+        network = network.to(device, getattr(torch, self.config.dtype))
+        self.engine = Engine(network, self.log, self.config, rules=self.rules)
+        # the latest first, for memory is a cache: whoever asks before is served, and rebuilt, as ever
+        self.engine.warm_up(self.log.recent_users(self.engine.pool.num_pages))
         labels = {
             "model": args["model_name"],
             "version": args["model_version"],
@@ -131,6 +143,7 @@ class TritonPythonModel:
         """Flush and close the event log. The server has waited for the requests in flight."""
         self._lanes.close()
         self._behind.join()
+        self.rules.close()
         self.log.close()
 
     def _take_turns(self) -> None:
@@ -139,14 +152,21 @@ class TritonPythonModel:
             with self._lanes.behind() as holds:
                 if not holds:
                     return
+                late: dict[_Late, Any] = {}  # the response that each gets now
                 try:
                     done = self.engine.turn()
+                    late = {
+                        one: one.settle(ticket, answer) for ticket, answer in done if (one := self._late.pop(ticket))
+                    }
                 except Exception as error:  # whatever it is, nobody may wait for ever
                     logger.exception("deferred work failed")
-                    done = self.engine.fail_deferred(ServerError(f"deferred work failed: {error}"))
-                settled = [(self._late.pop(ticket), ticket, answer) for ticket, answer in done]
-            for late, ticket, answer in settled:
-                late.settle(ticket, answer)
+                    self.engine.give_up()
+                    failure = _failure(ServerError(f"deferred work failed: {error}"), pb_utils.TritonError.INTERNAL)
+                    late = dict.fromkeys(self._late.values(), failure)
+                    self._late.clear()
+            for one, response in late.items():
+                if response is not None:
+                    one.send(response)
 
     def _parse(self, request: Any) -> _Work | ArgumentError:
         try:
@@ -155,10 +175,13 @@ class TritonPythonModel:
             users, events, candidates = (
                 pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in (USER, EVENT, CANDIDATE)
             )
-            wants_items = ITEMS in outputs or SCORES in outputs
-            return _Work(
-                parse_queries(users, events, candidates, settings, self.config, wants_items=wants_items), outputs
+            wants_items = bool(outputs & {ITEMS, SCORES, BECAUSE})
+            queries = parse_queries(
+                *(users, events, candidates, settings, self.config),
+                wants_items=wants_items,
+                wants_because=BECAUSE in outputs,
             )
+            return _Work(queries, outputs)
         except ArgumentError as error:
             return error
 
@@ -167,15 +190,27 @@ def _respond(answers: list[Answer], outputs: frozenset[str]) -> Any:
     error = next((answer.error for answer in answers if answer.error), None)
     if error is not None:
         return _failure(error, pb_utils.TritonError.INTERNAL)
-    tensors = []  # [B, 2], and [B, horizon = 1, k]
+    tensors = []
     if STATE in outputs:
         state = np.array([(answer.status, answer.length) for answer in answers], np.int64)
         tensors.append(pb_utils.Tensor(STATE, state))
     if ITEMS in outputs:
-        tensors.append(pb_utils.Tensor(ITEMS, np.stack([answer.items for answer in answers])[:, None]))
+        tensors.append(pb_utils.Tensor(ITEMS, _stack([answer.items for answer in answers], 2)))
     if SCORES in outputs:
-        tensors.append(pb_utils.Tensor(SCORES, np.stack([answer.scores for answer in answers])[:, None]))
+        tensors.append(pb_utils.Tensor(SCORES, _stack([answer.scores for answer in answers], 2)))
+    if BECAUSE in outputs:
+        tensors.append(pb_utils.Tensor(BECAUSE, _stack([_because(answer) for answer in answers], 3)))
     return pb_utils.InferenceResponse(tensors)
+
+
+def _because(answer: Answer) -> NDArray[np.int64]:
+    return answer.items[..., None][..., :0] if answer.because is None else answer.because
+
+
+def _stack(arrays: list[Any], ndim: int) -> NDArray[Any]:
+    """[B, horizon, ...] of each user's [horizon, ...], whose first dimension is left out where it is 1."""
+    stacked = arrays[0][None] if len(arrays) == 1 else np.stack(arrays)
+    return stacked if stacked.ndim == ndim + 1 else stacked[:, None]
 
 
 def _failure(error: LongrecError, code: Any) -> Any:

@@ -101,7 +101,7 @@ class Predictor:
         if rolled:
             self._roll_out(rolled, entries, hidden[rolled].clone(), left_out, answers, failed)
         for number, reason in failed.items():
-            answers[number] = Answer(Status.OK, 0, *first_of(*NO_ITEMS, 0), reason)
+            answers[number] = Answer.failed(reason)
         return answers
 
     def _left_out(self, entry: Entry) -> NDArray[np.int64]:

@@ -68,6 +68,19 @@ class Answer(NamedTuple):
     error: LongrecError | None = None
     because: Int64Array | None = None
 
+    @classmethod
+    def without_items(cls, query: Query, status: Status, length: int) -> "Answer":
+        """Nothing is recommended, in the shapes that the query asked for."""
+        settings = query.settings
+        shape = (settings.horizon, query.k) if settings.horizon > 1 else (query.k,)
+        because = np.full((*shape, settings.explain), NO_ITEM) if settings.explain else None
+        return cls(status, length, np.full(shape, NO_ITEM), np.full(shape, -np.inf, np.float32), None, because)
+
+    @classmethod
+    def failed(cls, error: LongrecError) -> "Answer":
+        """This user can't be answered."""
+        return cls(Status.OK, 0, np.empty(0, np.int64), np.empty(0, np.float32), error)
+
 
 def parse_queries(
     users: NDArray[np.object_],

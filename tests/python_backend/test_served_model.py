@@ -1,5 +1,6 @@
 """The model inside a real tritonserver: streamed equals recomputed, and malformed requests change nothing."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.request import urlopen
@@ -14,7 +15,7 @@ from longrec.client import Client, Status
 from longrec.config import EngineConfig
 from longrec.errors import ServerError
 from longrec.modeling import recompute_scores, save_run
-from longrec.protocol import CANDIDATE, EVENT, ITEMS, MODEL, SCORES, STATE, USER
+from longrec.protocol import BECAUSE, CANDIDATE, EVENT, ITEMS, MODEL, SCORES, STATE, USER
 from longrec.server.process import Server
 from longrec.server.repository import write_repository
 from longrec.server.serving_benchmark import BatchCounts
@@ -174,6 +175,51 @@ def test_a_bulk_request_waits_for_the_last_of_its_users(server, network, make_hi
         (row,) = scores_after(network, histories[b], [length])
         assert answer.as_numpy(STATE)[b].tolist() == [0, length]
         np.testing.assert_allclose(answer.as_numpy(SCORES)[b, 0], np.sort(row)[::-1][:3], atol=TOLERANCE)
+
+
+def test_a_rollout_arrives_whole_and_leaves_the_user_as_they_were(server, network, make_history):
+    history = make_history(21, 10)
+    events = rows(history, 0, 10)[None]
+    plain = infer(server, [b"roll"], events, parameters={"k": 4})
+    rolled = infer(server, [b"roll"], events, parameters={"k": 4, "horizon": 3})
+    assert rolled.as_numpy(ITEMS).shape == rolled.as_numpy(SCORES).shape == (1, 3, 4)
+    np.testing.assert_array_equal(rolled.as_numpy(ITEMS)[0, 0], plain.as_numpy(ITEMS)[0, 0])
+    again = infer(server, [b"roll"], np.empty((1, 0, 3), np.int64), parameters={"k": 4})
+    np.testing.assert_allclose(again.as_numpy(SCORES), plain.as_numpy(SCORES), atol=TOLERANCE)
+    refused = infer(server, [b"roll"], [[[50, 1, 1]]], parameters={"k": 4, "horizon": 3})
+    assert refused.as_numpy(STATE).tolist() == [[1, 10]]
+    assert (refused.as_numpy(ITEMS) == -1).all()
+
+
+def test_reasons_are_given_where_they_are_asked_for(server, make_history):
+    history = make_history(22, 10)
+    outputs = (ITEMS, BECAUSE)
+    answer = infer(server, [b"why"], rows(history, 0, 10)[None], parameters={"k": 4, "explain": 3}, outputs=outputs)
+    because = answer.as_numpy(BECAUSE)
+    assert because.shape == (1, 1, 4, 3)
+    assert all(len(set(reasons)) == 3 and set(reasons) <= set(range(10)) for reasons in because[0, 0].tolist())
+    answer = infer(server, [b"why"], np.empty((1, 0, 3), np.int64), parameters={"k": 4}, outputs=outputs)
+    assert answer.as_numpy(BECAUSE).shape == (1, 1, 4, 0)
+
+
+def test_items_are_left_out_on_request_and_by_rules_that_change(server, network, make_history):
+    history = make_history(23, 10)
+    (row,) = scores_after(network, history, [10])
+    best = np.argsort(-row, kind="stable")
+    events = rows(history, 0, 10)[None]
+    excluded = str(best[:2].tolist())
+    answer = infer(server, [b"rule"], events, parameters={"k": 4, "exclude": excluded})
+    assert answer.as_numpy(ITEMS)[0, 0].tolist() == best[2:6].tolist()
+    folder = server.repository.parent / "rules"
+    folder.mkdir()
+    (folder / "new").write_text(f"{best[2]}\n{best[3]}\n")
+    (folder / "new").rename(folder / "blocked.txt")
+    deadline = time.monotonic() + 20
+    while best[2] in infer(server, [b"rule"], events, parameters={"k": 4}).as_numpy(ITEMS):
+        assert time.monotonic() < deadline
+    answer = infer(server, [b"rule"], events, parameters={"k": 4, "exclude": excluded})
+    assert answer.as_numpy(ITEMS)[0, 0].tolist() == best[4:8].tolist()
+    (folder / "blocked.txt").unlink()
 
 
 def test_only_what_is_asked_for_is_made(server):
