@@ -118,7 +118,7 @@ class Engine:
                     work.entries.append(entry)
         inline, slow = self._small([work for work in works.values() if work.entries])
         caught = self._catch_up.run(inline, each=self.config.inline_events, room=self.config.max_step_events)
-        for entry, answer in self._answers(caught):
+        for entry, answer in self._answers(caught, inline):
             answers[entry.number] = answer
         # of a user's entries, those that were appended come before those that were not
         left = [entry for work in (*inline, *slow) for entry in work.entries]
@@ -142,7 +142,7 @@ class Engine:
         if works:
             try:
                 caught = self._catch_up.run(works, each=-(-chunk // len(works)), room=chunk)
-                done += self._answers(caught)
+                done += self._answers(caught, works)
             except MachineError as error:
                 done += [(entry, Answer.failed(error)) for work in works for entry in work.entries]
                 for work in works:
@@ -242,7 +242,8 @@ class Engine:
                 room -= missing
         return inline, slow
 
-    def _answers(self, caught: Caught) -> list[tuple[Entry, Answer]]:
+    def _answers(self, caught: Caught, works: Iterable[Work]) -> list[tuple[Entry, Answer]]:
+        """What can be answered now; entries for which there was no room go back to their works."""
         seen = self.observations
         seen.events_computed += caught.num_events
         seen.events_rebuilt += caught.num_read
@@ -257,7 +258,13 @@ class Engine:
         if wanted:
             hidden = caught.hidden if len(wanted) == len(caught.entries) else caught.hidden[wanted]
             entries = [caught.entries[at] for at in wanted]
-            answers += zip(entries, self._predictor.answer(entries, hidden), strict=True)
+            found = list(zip(entries, self._predictor.answer(entries, hidden), strict=True))
+            answers += [(entry, answer) for entry, answer in found if answer is not None]
+            if len(answers) < len(caught.failed) + len(found):
+                of_user = {work.user: work for work in works}
+                for entry, answer in reversed(found):
+                    if answer is None:
+                        of_user[entry.query.user].entries.appendleft(entry)
         return answers
 
     def _defer(self, entry: Entry) -> Ticket:
@@ -313,7 +320,7 @@ class Engine:
                     query = Query(user, NO_EVENTS, UNCHECKED_POSITION, None, 0)
                     work = Work(user, deque([Entry(-1, query, Appended(Status.OK, 0, length))]))
                     chunk = self.config.chunk_events
-                    self._answers(self._catch_up.run([work], each=chunk, room=chunk))
+                    self._answers(self._catch_up.run([work], each=chunk, room=chunk), [work])
                     self.observations.background_rebuilds += not work.entries
                     return
             except LongrecError:  # whoever asks for this user will be told

@@ -55,8 +55,10 @@ class Predictor:
         self._explainer = Explainer(network, pool)
         self._rollouts = Rollouts(network, pool, steps, self._ranker, self._explainer)
 
-    def answer(self, entries: Sequence[Entry], hidden: torch.Tensor) -> list[Answer]:
+    def answer(self, entries: Sequence[Entry], hidden: torch.Tensor) -> list[Answer | None]:
         """The answers, one an entry; one that can't be given holds its error.
+
+        None stands for a rollout that had no room beside the others: ask again. One of them at least is answered.
 
         Args:
             entries: each with k > 0; where one needs the memory, its user's stands at `after`.
@@ -98,11 +100,12 @@ class Predictor:
         if explained:
             self._explain(explained, entries, answers, failed)
         rolled = [number for number in rolled if number not in failed]
-        if rolled:
-            self._roll_out(rolled, entries, hidden[rolled].clone(), left_out, answers, failed)
+        waiting = self._roll_out(rolled, entries, hidden, left_out, answers, failed) if rolled else []
         for number, reason in failed.items():
             answers[number] = Answer.failed(reason)
-        return answers
+        return (
+            [None if number in waiting else answer for number, answer in enumerate(answers)] if waiting else [*answers]
+        )
 
     def _left_out(self, entry: Entry) -> NDArray[np.int64]:
         settings = entry.query.settings
@@ -163,9 +166,10 @@ class Predictor:
         left_out: dict[int, NDArray[np.int64]],
         answers: list[Answer],
         failed: dict[int, LongrecError],
-    ) -> None:
+    ) -> list[int]:
+        """Fill in answers or failures; those that had no room are returned."""
         roots: dict[int, Root] = {}
-        states = dict(zip(numbers, hidden, strict=True))
+        states = dict(zip(numbers, hidden[numbers].clone(), strict=True))  # the first step overwrites `hidden`
         for number in numbers:
             entry = entries[number]
             try:
@@ -189,14 +193,20 @@ class Predictor:
 
         groups = _groups(list(roots), [root.query.settings.beam for root in roots.values()])
         alone = [number for group in groups if run(group) for number in group]
-        for at, number in enumerate(alone):
-            # room is for these users and forks alone now: who else was in the step has been answered
+        waiting: list[int] = []
+        for number in alone:
+            # who else was in the step has been answered, or can wait: their pages may go to this one's forks
+            user = entries[number].query.user
+            row = self._pool.row(user)
+            if entries[number].after and (row == NO_ROW or self._pool.length[row] != entries[number].after):
+                waiting.append(number)
+                continue
             self._pool.begin_step()
-            rows = [self._pool.row(roots[waiting].query.user) for waiting in alone[at:]]
-            self._pool.touch([row for row in rows if row != NO_ROW])
+            self._pool.touch([row] if row != NO_ROW else [])
             no_room = run([number])
             if no_room:
                 failed[number] = no_room
+        return waiting
 
 
 def _groups(numbers: list[int], sizes: list[int]) -> list[list[int]]:
