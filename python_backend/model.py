@@ -59,6 +59,8 @@ class _Late:
 class TritonPythonModel:
     """One instance of model `recommender`."""
 
+    engine_type: type[Engine] = Engine
+
     def initialize(self, args: dict[str, str]) -> None:
         """Load the checkpoint that lies beside `model.py`, and open the event log.
 
@@ -82,7 +84,7 @@ class TritonPythonModel:
         self.rules.watch()
         self._parse_settings = SettingsParser(self.config, self.rules.bits)
         network = network.to(device, getattr(torch, self.config.dtype))
-        self.engine = Engine(network, self.log, self.config, rules=self.rules)
+        self.engine = self.engine_type(network, self.log, self.config, rules=self.rules)
         # the latest first, for memory is a cache: whoever asks before is served, and rebuilt, as ever
         self.engine.warm_up(self.log.recent_users(self.engine.pool.num_pages))
         labels = {

@@ -123,9 +123,7 @@ def model_config(
     runs_on = kind if variant.has_checkpoint else "cpu"
     config.instance_group.add(kind=f"KIND_{runs_on.upper()}", count=instances)
     if variant.own_log:
-        log = EngineConfig().event_log if engine.is_redis_log else engine.event_log
-        inline = engine.max_events_per_request  # nothing is put off: its answers wait for each other anyway
-        engine = engine.model_copy(update={"event_log": log + variant.own_log, "inline_events": inline})
+        engine = _without_memory(engine, variant.own_log)
     for name, value in engine.model_dump().items():
         config.parameters[name].string_value = str(value)
     if not variant.sequences:  # a sequence would stay open
@@ -163,6 +161,20 @@ def parse_config_text(text: str) -> Any:
         return text_format.Parse(text, model_config_pb2.ModelConfig())
     except text_format.ParseError as error:
         raise ValueError(str(error)) from None
+
+
+def _without_memory(engine: EngineConfig, own_log: str) -> EngineConfig:
+    """Settings of an engine that recomputes: nothing is put off, for answers wait for each other anyway, and what goes
+    through memory can't be asked for."""
+    log = EngineConfig().event_log if engine.is_redis_log else engine.event_log
+    return engine.model_copy(
+        update={
+            "event_log": log + own_log,
+            "inline_events": engine.max_events_per_request,
+            "max_horizon": 1,
+            "max_explain": 0,
+        }
+    )
 
 
 def _add_warmup(config: Any) -> None:
