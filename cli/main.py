@@ -33,6 +33,9 @@ COMMANDS: Final = {
         "longrec.cli.export:export",
         "Write a Triton model repository from a run: config, model.py, and the checkpoint, its hashes verified.",
     ),
+    "rollback": _Entry(
+        "longrec.cli.rollback:rollback", "Go back to an earlier version of the weights, or on to a later one."
+    ),
     "serve": _Entry("longrec.cli.serve:serve", "Serve REPOSITORY until Ctrl-C or SIGTERM."),
     "stream": _Entry("longrec.cli.stream:stream", "Send events as they happen, print predictions as they come."),
     "recommend": _Entry("longrec.cli.recommend:recommend", "Ask a running server what a user will choose next."),

@@ -226,6 +226,9 @@ class Server:
             str(installed.binary),
             f"--model-repository={self.repository}",
             f"--backend-directory={installed.backends}",
+            # explicit: a model is reloaded when it is asked for, once its files are whole, and who asks learns how it
+            # went; polling would do it some time and tell the log alone
+            *("--model-control-mode=explicit", "--load-model=*"),
             "--disable-auto-complete-config",  # config.pbtxt is complete; saves the start of one more stub
             f"--exit-timeout-secs={max(1, int(self.stop_seconds * 0.8))}",
             f"--grpc-infer-allocation-pool-size={GRPC_POOL_SIZE}",
