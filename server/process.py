@@ -175,8 +175,9 @@ class Server:
         Raises:
             ServerError: the server has ended, or doesn't answer; with the last errors of its log.
         """
-        if self._process is None or self._process.poll() is not None:
-            code = None if self._process is None else self._process.returncode
+        process = self._process  # another thread may stop the server meanwhile
+        if process is None or process.poll() is not None:
+            code = None if process is None else process.returncode
             raise ServerError(f"tritonserver: expected it to run, got its end (exit code {code}){self._log_errors()}")
         try:
             self._probe(self.grpc_url, timeout_seconds)
