@@ -37,6 +37,10 @@ COMMANDS: Final = {
         "longrec.cli.rollback:rollback", "Go back to an earlier version of the weights, or on to a later one."
     ),
     "serve": _Entry("longrec.cli.serve:serve", "Serve REPOSITORY until Ctrl-C or SIGTERM."),
+    "probe": _Entry(
+        "longrec.cli.probe:probe",
+        "Ask a running server for one answer: exit status 0 if it comes, 2 and the reason if not.",
+    ),
     "stream": _Entry("longrec.cli.stream:stream", "Send events as they happen, print predictions as they come."),
     "recommend": _Entry("longrec.cli.recommend:recommend", "Ask a running server what a user will choose next."),
     "bench": _Entry("longrec.cli.bench:bench_app", "Measure: ratios and medians in one run."),

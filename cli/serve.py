@@ -2,6 +2,7 @@
 
 import logging
 import signal
+import threading
 from pathlib import Path
 from typing import Annotated
 
@@ -10,13 +11,10 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
-from longrec.errors import ServerError
 from longrec.server.process import Server
+from longrec.server.watch import WatchConfig, WatchedServer
 
 __all__ = ["serve"]
-
-CHECK_SECONDS = 10.0
-FAILED_CHECKS = 3
 
 
 def serve(
@@ -28,8 +26,14 @@ def serve(
     log: Annotated[
         Path | None, typer.Option(help="The server's output. [default: tritonserver.log beside the repository]")
     ] = None,
+    probe_deadline: Annotated[
+        float, typer.Option(help="Restart the server when two inferences in a row take longer, in seconds.")
+    ] = 5.0,
 ) -> None:
     """Serve REPOSITORY until Ctrl-C or SIGTERM.
+
+    A server that dies, loses a model's process or hangs is restarted on the same ports; the log of the one that failed
+    is kept as LOG.1. Gives up, with exit status 2, at the sixth failure within two minutes.
 
     Uses the tritonserver on PATH or in /opt/tritonserver; where there is none, downloads one for development, once.
     """
@@ -47,23 +51,8 @@ def serve(
         table.add_row("metrics", server.metrics_url)
         table.add_row("log", str(server.log))
         console.print(f"tritonserver {server.version} serves {repository}; Ctrl-C stops it", table, sep="\n")
-        _watch(server)
+        WatchedServer(server, WatchConfig(deadline_seconds=probe_deadline)).run(threading.Event())
     except KeyboardInterrupt:
         console.print("stopping")
     finally:
         server.stop()
-
-
-def _watch(server: Server) -> None:
-    """Return never; a server that has ended or no longer answers is an error, so that a supervisor restarts it."""
-    failed = 0
-    while True:
-        if server.wait(CHECK_SECONDS):
-            server.check()
-        try:
-            server.check()
-            failed = 0
-        except ServerError:
-            failed += 1
-            if failed == FAILED_CHECKS:
-                raise

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from longrec.catalogue import Catalogue
 from longrec.checkpoint import WEIGHTS, Checkpoint, load_checkpoint, save_checkpoint
@@ -39,7 +41,7 @@ def load_network(folder: Path) -> tuple[Transformer, Checkpoint]:
             shape or type, or not finite.
     """
     checkpoint = load_checkpoint(folder)
-    with torch.device("meta"):  # neither draws nor stores weights that are replaced at once
+    with torch.device("meta"), _Undrawn():  # neither stores nor draws weights that are replaced at once
         network = Transformer(checkpoint.config)
     expected = network.state_dict()
     for kind, names in (
@@ -60,3 +62,15 @@ def load_network(folder: Path) -> tuple[Transformer, Checkpoint]:
             raise CheckpointError(f"{folder / WEIGHTS}: {name}: expected finite numbers; the training diverged")
     network.load_state_dict(state, assign=True)
     return network.eval(), checkpoint
+
+
+class _Undrawn(TorchFunctionMode):
+    """Leaves out `torch.nn.init`. On the meta device, too, drawing imports torch's compiler: a second of a server's
+    start."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__module__", None) == nn.init.__name__:
+            return None
+        return func(*args, **(kwargs or {}))

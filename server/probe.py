@@ -10,7 +10,7 @@ from tritonclient.utils import InferenceServerException
 from longrec.errors import ServerError
 from longrec.protocol import CANDIDATE, EVENT, EVENT_COLUMNS, MODEL, STATE, USER
 
-__all__ = ["PROBE_USER", "probe_recommender", "server_version"]
+__all__ = ["PROBE_USER", "instances", "probe_recommender", "server_version"]
 
 PROBE_USER = "longrec-probe"
 
@@ -40,6 +40,25 @@ def probe_recommender(url: str, timeout_seconds: float) -> None:
         client.close()
     if answer.as_numpy(STATE) is None:
         raise ServerError(f"{MODEL} at {url}: expected output {STATE}, got an answer without it")
+
+
+def instances(url: str, model: str, version: str, timeout_seconds: float) -> int:
+    """How many instances of the model's version the server means to run; 0 where it is not loaded.
+
+    Raises:
+        ServerError: the server didn't answer.
+    """
+    client = triton.InferenceServerClient(url)
+    try:
+        index = client.get_model_repository_index(client_timeout=timeout_seconds).models
+        if not any((entry.name, entry.version, entry.state) == (model, version, "READY") for entry in index):
+            return 0
+        config = client.get_model_config(model, version, client_timeout=timeout_seconds).config
+    except InferenceServerException as error:
+        raise ServerError(f"{model} at {url}: expected its state, got {_one_line(error)}") from None
+    finally:
+        client.close()
+    return sum(group.count * max(1, len(group.gpus)) for group in config.instance_group)
 
 
 def server_version(url: str) -> str:

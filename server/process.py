@@ -143,13 +143,24 @@ class Server:
             )
         return self
 
-    def stop(self) -> None:
-        """Stop the server, its stubs and their shared memory; does nothing if it isn't running."""
+    @property
+    def supervisor_id(self) -> int | None:
+        """Process id of the server's parent; None if the server wasn't started."""
+        return None if self._process is None else self._process.pid
+
+    def stop(self, *, at_once: bool = False) -> None:
+        """Stop the server, its stubs and their shared memory; does nothing if it isn't running.
+
+        Args:
+            at_once: by SIGKILL, without waiting for requests in flight: for a server that has failed.
+        """
         process, self._process = self._process, None
         if process is None:
             return
         assert process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
+            if at_once:
+                process.stdin.write(supervisor.KILL)
             process.stdin.close()  # the supervisor reads this as "stop"
         try:
             process.wait(self.stop_seconds + 4 * supervisor.STUB_EXIT_SECONDS)
@@ -164,8 +175,9 @@ class Server:
         Raises:
             ServerError: the server has ended, or doesn't answer; with the last errors of its log.
         """
-        if self._process is None or self._process.poll() is not None:
-            code = None if self._process is None else self._process.returncode
+        process = self._process  # another thread may stop the server meanwhile
+        if process is None or process.poll() is not None:
+            code = None if process is None else process.returncode
             raise ServerError(f"tritonserver: expected it to run, got its end (exit code {code}){self._log_errors()}")
         try:
             self._probe(self.grpc_url, timeout_seconds)

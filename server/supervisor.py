@@ -1,9 +1,9 @@
 """The parent of a tritonserver: `python supervisor.py SHM_PREFIX GRACE_SECONDS COMMAND...`. Standard library only.
 
 It ends the server when its standard input closes, so whoever holds the other end may end in any way, by SIGKILL too:
-no server is left, no stub of its Python backend, none of their regions in /dev/shm. The server's own exit ends it as
-well, with the server's code. It stands in a session of its own, so that a terminal's Ctrl-C reaches the caller alone
-and the server is stopped in order.
+no server is left, no stub of its Python backend, none of their regions in /dev/shm. A byte on standard input (`KILL`)
+ends them at once, for a server that hangs. The server's own exit ends it as well, with the server's code. It stands in
+a session of its own, so that a terminal's Ctrl-C reaches the caller alone and the server is stopped in order.
 """
 
 import contextlib
@@ -16,7 +16,9 @@ import sys
 import time
 from pathlib import Path
 
-__all__ = ["remove_regions", "supervise"]
+__all__ = ["KILL", "remove_regions", "supervise"]
+
+KILL = b"k"
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 POLL_SECONDS = 0.2
@@ -45,15 +47,18 @@ def supervise(command: list[str], shm_prefix: str, grace_seconds: float) -> int:
         start_new_session=True,
         preexec_fn=lambda: prctl(PR_SET_PDEATHSIG, signal.SIGKILL),
     )
+    failed = False
     try:
-        while server.poll() is None and not _input_closed():
+        while server.poll() is None and not _input_ready():
             pass
-        if server.poll() is None:
+        failed = server.returncode < 0 if server.returncode is not None else os.read(0, 1) == KILL
+        if server.poll() is None and not failed:
             server.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 server.wait(grace_seconds)
     finally:
-        _end_group(server)
+        # the stubs of a server that was killed have nobody to answer
+        _end_group(server, stub_seconds=0.0 if failed else STUB_EXIT_SECONDS)
         remove_regions(shm_prefix)
     return server.returncode if server.returncode >= 0 else 128 - server.returncode
 
@@ -64,8 +69,8 @@ def remove_regions(shm_prefix: str) -> None:
         region.unlink(missing_ok=True)
 
 
-def _input_closed() -> bool:
-    """Wait a little for standard input; whether it was closed (or anything came in: nothing is ever sent)."""
+def _input_ready() -> bool:
+    """Wait a little for standard input; whether it was closed, or something came in."""
     return bool(select.select([0], [], [], POLL_SECONDS)[0])
 
 
@@ -74,10 +79,10 @@ def _close_input(signum: int, frame: object) -> None:
         os.dup2(closed.fileno(), 0)
 
 
-def _end_group(server: "subprocess.Popen[bytes]") -> None:
+def _end_group(server: "subprocess.Popen[bytes]", stub_seconds: float) -> None:
     """Kill the server if it still runs, give its stubs time to notice, then kill the group and reap what there is."""
     server.poll()
-    deadline = time.monotonic() + STUB_EXIT_SECONDS
+    deadline = time.monotonic() + stub_seconds
     if server.returncode is None:
         server.kill()
         server.wait()
@@ -89,7 +94,7 @@ def _end_group(server: "subprocess.Popen[bytes]") -> None:
         os.killpg(server.pid, signal.SIGKILL)
     deadline = time.monotonic() + STUB_EXIT_SECONDS
     while _reap() and time.monotonic() < deadline:
-        time.sleep(0.05)
+        time.sleep(0.01)
 
 
 def _reap() -> bool:

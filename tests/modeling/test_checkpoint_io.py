@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +38,15 @@ def test_a_network_is_read_back(run: Path) -> None:
         assert torch.equal(weight, network.state_dict()[name]), name
     assert not network.training
     assert (checkpoint.config, checkpoint.catalogue, checkpoint.training) == (CONFIG, CATALOGUE, {"seed": 0})
+
+
+def test_reading_does_not_import_the_compiler(run: Path) -> None:
+    """It takes longer than all else that a model's start takes."""
+    script = (
+        "import sys; from pathlib import Path; from longrec.modeling.checkpoint_io import load_network\n"
+        f"load_network(Path({str(run)!r})); sys.exit('torch._dynamo' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
 def test_reading_draws_no_random_numbers_that_others_would_miss(run: Path) -> None:

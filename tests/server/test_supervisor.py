@@ -93,6 +93,22 @@ def test_server_and_child_end(
     assert all(gone(pid, seconds=0.1) for pid in pids)
 
 
+@pytest.mark.parametrize("victim", ["asked", "server"])
+def test_a_failed_server_takes_its_child_along_at_once(supervised: Supervised, tmp_path: Path, victim: str) -> None:
+    process = supervised(sys.executable, "-c", SERVER, "deaf", str(tmp_path / "pids"), grace=60.0)
+    server, child = server_and_child(tmp_path / "pids")
+    if victim == "asked":
+        os.kill(server, signal.SIGSTOP)  # it hangs, and doesn't hear SIGTERM either
+        assert process.stdin is not None
+        process.stdin.write(supervisor.KILL)
+        process.stdin.flush()
+    else:
+        os.kill(server, signal.SIGKILL)
+    assert process.wait(supervisor.STUB_EXIT_SECONDS) == 128 + signal.SIGKILL
+    assert gone(server, seconds=0.1)
+    assert gone(child, seconds=0.1)
+
+
 def test_server_ends_with_a_killed_supervisor(supervised: Supervised, tmp_path: Path) -> None:
     process = supervised(sys.executable, "-c", SERVER, "deaf", str(tmp_path / "pids"))
     server, child = server_and_child(tmp_path / "pids")
