@@ -82,13 +82,13 @@ class Recompute(CatchUp):
         fields.sort(key=lambda field: len(field[1]))
         hidden = [self._start.expand(sum(not len(rows) for _, rows, _ in fields), -1)]
         batch: list[tuple[Rows, int]] = []
-        for _, rows, time in fields:
+        for _, rows, before in fields:
             if not len(rows):
                 continue
             if batch and (len(batch) + 1) * len(rows) > PASS_EVENTS:
                 hidden.append(self._compute(batch))
                 batch = []
-            batch.append((rows, time))
+            batch.append((rows, before))
         if batch:
             hidden.append(self._compute(batch))
         return Caught(
