@@ -82,13 +82,13 @@ class Recompute(CatchUp):
         fields.sort(key=lambda field: len(field[1]))
         hidden = [self._start.expand(sum(not len(rows) for _, rows, _ in fields), -1)]
         batch: list[tuple[Rows, int]] = []
-        for _, rows, time in fields:
+        for _, rows, before in fields:
             if not len(rows):
                 continue
             if batch and (len(batch) + 1) * len(rows) > PASS_EVENTS:
                 hidden.append(self._compute(batch))
                 batch = []
-            batch.append((rows, time))
+            batch.append((rows, before))
         if batch:
             hidden.append(self._compute(batch))
         return Caught(
@@ -117,8 +117,8 @@ class Recompute(CatchUp):
         lengths = [len(rows) for rows, _ in batch]
         cu_seqlens = np.cumsum([0, *lengths], dtype=np.int32)
         events = np.concatenate([rows for rows, _ in batch])  # [T, 2]
-        before = np.array([time for _, time in batch], np.int64)
-        gaps = ragged_gap_buckets(events[:, 1], cu_seqlens, before, self._model.num_gap_buckets)
+        previous = np.array([before for _, before in batch], np.int64)
+        gaps = ragged_gap_buckets(events[:, 1], cu_seqlens, previous, self._model.num_gap_buckets)
         items = np.minimum(events[:, 0], self._model.num_items)
         device = self._start.device
         return self._states(torch.from_numpy(items).to(device), torch.from_numpy(gaps).to(device), lengths)
