@@ -117,8 +117,8 @@ class Recompute(CatchUp):
         lengths = [len(rows) for rows, _ in batch]
         cu_seqlens = np.cumsum([0, *lengths], dtype=np.int32)
         events = np.concatenate([rows for rows, _ in batch])  # [T, 2]
-        before = np.array([time for _, time in batch], np.int64)
-        gaps = ragged_gap_buckets(events[:, 1], cu_seqlens, before, self._model.num_gap_buckets)
+        previous = np.array([before for _, before in batch], np.int64)
+        gaps = ragged_gap_buckets(events[:, 1], cu_seqlens, previous, self._model.num_gap_buckets)
         items = np.minimum(events[:, 0], self._model.num_items)
         device = self._start.device
         return self._states(torch.from_numpy(items).to(device), torch.from_numpy(gaps).to(device), lengths)
