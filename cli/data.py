@@ -60,6 +60,9 @@ def import_command(
     ] = None,
     title: Annotated[str, typer.Option(help="Column of the title in the item file.")] = "movie_title",
     year: Annotated[str | None, typer.Option(help="Column that is put behind the title in brackets.")] = None,
+    categories: Annotated[
+        str | None, typer.Option(help="Column of category names in the item file, separated by | (.item: by spaces).")
+    ] = None,
 ) -> None:
     """Import a file of interactions, one row each.
 
@@ -67,11 +70,19 @@ def import_command(
 
     Example: [bold]longrec data import orders.csv --user customer --item sku --time bought_at --out data/orders[/bold]
     """
-    from longrec.datasets import Dataset, InteractionColumns, TitleColumns, read_interactions, read_titles
+    from longrec.datasets import (
+        Dataset,
+        InteractionColumns,
+        TitleColumns,
+        read_categories,
+        read_interactions,
+        read_titles,
+    )
 
     frame = read_interactions(file, InteractionColumns(user, item, time), time_unit=time_unit)
     names = read_titles(titles, TitleColumns(item, title, year)) if titles else None
-    dataset = Dataset.from_interactions(file.stem, frame, names)
+    groups = read_categories(titles, item, categories) if titles and categories else None
+    dataset = Dataset.from_interactions(file.stem, frame, names, groups)
     dataset.save(out)
     Console().print(_table(dataset, out))
 

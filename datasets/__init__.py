@@ -2,7 +2,13 @@
 
 from longrec.datasets.dataset import Dataset
 from longrec.datasets.fetch import SOURCES, fetch
-from longrec.datasets.readers import InteractionColumns, TitleColumns, read_interactions, read_titles
+from longrec.datasets.readers import (
+    InteractionColumns,
+    TitleColumns,
+    read_categories,
+    read_interactions,
+    read_titles,
+)
 from longrec.datasets.split import Split, leave_one_out
 
 __all__ = [
@@ -13,6 +19,7 @@ __all__ = [
     "TitleColumns",
     "fetch",
     "leave_one_out",
+    "read_categories",
     "read_interactions",
     "read_titles",
 ]

@@ -56,7 +56,13 @@ class Dataset:
         return np.stack((np.arange(len(items)), items, self.times_ms[rows]), axis=1)
 
     @classmethod
-    def from_interactions(cls, name: str, frame: pl.DataFrame, titles: Mapping[str, str] | None = None) -> "Dataset":
+    def from_interactions(
+        cls,
+        name: str,
+        frame: pl.DataFrame,
+        titles: Mapping[str, str] | None = None,
+        categories: Mapping[str, Sequence[str]] | None = None,
+    ) -> "Dataset":
         """Order interactions by user and time; equal times keep the order of the file.
 
         Users and items are numbered in the order in which the file first names them. Repeated interactions stay.
@@ -65,11 +71,16 @@ class Dataset:
             name: of the dataset.
             frame: columns user, item, time_ms as `readers.read_interactions` makes them.
             titles: external item id -> title; an item without one shows its id.
+            categories: external item id -> names of its categories; None: the data has none.
         """
         users = frame["user"].unique(maintain_order=True)
         ids = frame["item"].unique(maintain_order=True)
         titles = titles or {}
-        catalogue = Catalogue(ids.to_list(), [titles.get(item, item) for item in ids])
+        catalogue = Catalogue(
+            ids.to_list(),
+            [titles.get(item, item) for item in ids],
+            () if categories is None else [list(categories.get(item, ())) for item in ids],
+        )
         frame = (
             frame.join(pl.DataFrame({"user": users}).with_row_index("u"), on="user", maintain_order="left")
             .join(pl.DataFrame({"item": ids}).with_row_index("i"), on="item", maintain_order="left")

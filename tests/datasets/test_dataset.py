@@ -48,6 +48,14 @@ def test_titles_fall_back_to_ids() -> None:
     assert dataset([("u", "1", 0), ("u", "2", 1)], {"2": "Two"}).catalogue.titles == ["1", "Two"]
 
 
+def test_categories_follow_the_items_and_are_read_back(tmp_path: Path) -> None:
+    frame = pl.DataFrame({"user": ["u"] * 3, "item": ["9", "4", "7"], "time_ms": [1, 2, 3]})
+    data = Dataset.from_interactions("test", frame, None, {"7": ["B", "A"], "9": ["A"]})
+    assert data.catalogue.categories == [["A"], [], ["B", "A"]]
+    data.save(tmp_path / "d")
+    assert Dataset.load(tmp_path / "d").catalogue == data.catalogue
+
+
 def test_a_saved_dataset_is_read_back(tmp_path: Path) -> None:
     data = dataset([("b", "1", 5), ("a", "2", 3), ("b", "2", 4), ("a", "2", 3), ("c", "1", 1)])
     data.save(tmp_path / "d")

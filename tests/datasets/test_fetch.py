@@ -23,5 +23,7 @@ def test_a_wheel_with_another_hash_is_not_opened(tmp_path: Path) -> None:
 def test_movielens_100k_is_what_the_protocol_says() -> None:
     data = fetch("ml-100k")
     assert (len(data.users), len(data.catalogue), len(data)) == (943, 1682, 100_000)
-    assert "Toy Story (1995)" in data.catalogue.titles
+    toy_story = data.catalogue.titles.index("Toy Story (1995)")
+    assert data.catalogue.categories[toy_story] == ["Animation", "Children's", "Comedy"]
+    assert len({name for names in data.catalogue.categories for name in names}) == 19
     assert len(leave_one_out(data).evaluated) == 943

@@ -5,7 +5,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from longrec.datasets import InteractionColumns, TitleColumns, read_interactions, read_titles
+from longrec.datasets import InteractionColumns, TitleColumns, read_categories, read_interactions, read_titles
 from longrec.errors import ArgumentError, DataError
 
 ROWS = [("u1", "007", 1_000), ("u2", "b", 2_000), ("u1", "c,d", 1_500)]
@@ -155,6 +155,21 @@ def test_titles_carry_the_year_where_one_is_known(tmp_path: Path) -> None:
         "3": "3 (1990)",
     }
     assert read_titles(path)["1"] == 'Toy "Story"'
+
+
+def test_categories_are_cut_as_the_format_separates_them(tmp_path: Path) -> None:
+    expected = {"1": ["Comedy", "Sci-Fi"], "2": [], "3": ["Drama"]}
+    atomic = "item_id:token\tclass:token_seq\n1\tComedy  Sci-Fi Comedy\n2\t\n3\tDrama\n"
+    assert read_categories(write(tmp_path / "a.item", atomic), "item_id", "class") == expected
+    csv = write(tmp_path / "a.csv", "id,genres\n1,Comedy|Sci-Fi\n2,\n3, Drama \n")
+    assert read_categories(csv, "id", "genres") == expected
+    (tmp_path / "movies.dat").write_text("1::A::Comedy|Sci-Fi\n2::B::\n3::C::Drama\n")
+    assert read_categories(tmp_path / "movies.dat", "item_id", "genres") == expected
+    lists = [["Comedy", "Sci-Fi"], None, ["Drama"]]
+    pl.DataFrame({"id": [1, 2, 3], "genres": lists}).write_parquet(tmp_path / "a.parquet")
+    assert read_categories(tmp_path / "a.parquet", "id", "genres") == expected
+    with pytest.raises(DataError, match="expected a column 'kind'"):
+        read_categories(csv, "id", "kind")
 
 
 def test_titles_of_movielens_are_latin_1(tmp_path: Path) -> None:

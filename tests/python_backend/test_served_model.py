@@ -23,6 +23,7 @@ from longrec.server.serving_benchmark import BatchCounts
 pytestmark = pytest.mark.server
 
 TOLERANCE = 1e-4
+WINDOW = 12
 CONFIG = EngineConfig(
     max_k=60,
     max_events_per_request=40,
@@ -191,17 +192,6 @@ def test_a_rollout_arrives_whole_and_leaves_the_user_as_they_were(server, networ
     assert (refused.as_numpy(ITEMS) == -1).all()
 
 
-def test_reasons_are_given_where_they_are_asked_for(server, make_history):
-    history = make_history(22, 10)
-    outputs = (ITEMS, BECAUSE)
-    answer = infer(server, [b"why"], rows(history, 0, 10)[None], parameters={"k": 4, "explain": 3}, outputs=outputs)
-    because = answer.as_numpy(BECAUSE)
-    assert because.shape == (1, 1, 4, 3)
-    assert all(len(set(reasons)) == 3 and set(reasons) <= set(range(10)) for reasons in because[0, 0].tolist())
-    answer = infer(server, [b"why"], np.empty((1, 0, 3), np.int64), parameters={"k": 4}, outputs=outputs)
-    assert answer.as_numpy(BECAUSE).shape == (1, 1, 4, 0)
-
-
 def test_items_are_left_out_on_request_and_by_rules_that_change(server, network, make_history):
     history = make_history(23, 10)
     (row,) = scores_after(network, history, [10])
@@ -220,12 +210,77 @@ def test_items_are_left_out_on_request_and_by_rules_that_change(server, network,
     answer = infer(server, [b"rule"], events, parameters={"k": 4, "exclude": excluded})
     assert answer.as_numpy(ITEMS)[0, 0].tolist() == best[4:8].tolist()
     (folder / "blocked.txt").unlink()
+    while best[2] not in infer(server, [b"rule"], events, parameters={"k": 4}).as_numpy(ITEMS):
+        assert time.monotonic() < deadline
 
 
 def test_only_what_is_asked_for_is_made(server):
     answer = infer(server, [b"only"], [[[0, 1, 1]]], outputs=[STATE])
     assert answer.as_numpy(STATE).tolist() == [[0, 1]]
     assert answer.as_numpy(ITEMS) is None
+
+
+def test_explanations_are_made_only_if_asked_for(server, make_history):
+    history = rows(make_history(12, 20), 0, 20)[None]
+    by_default = infer(server, [b"why"], history, outputs=None)
+    assert by_default.as_numpy(ITEMS).shape == (1, 1, 10), "whoever names no output gets all that there are"
+    assert by_default.as_numpy(BECAUSE) is None
+    asked = infer(
+        server, [b"why", b"new"], np.empty((2, 0, 3), np.int64), outputs=None, parameters={"explain": 3, "k": 4}
+    )
+    because = asked.as_numpy(BECAUSE)
+    assert because.shape == (2, 1, 4, 3)
+    assert ((because[0] >= 20 - WINDOW) & (because[0] < 20)).all()
+    assert (because[1] == -1).all()
+    alone = infer(server, [b"why"], [np.empty((0, 3), np.int64)], outputs=[BECAUSE], parameters={"explain": 3, "k": 4})
+    np.testing.assert_array_equal(alone.as_numpy(BECAUSE)[0], because[0])
+    assert alone.as_numpy(ITEMS) is None
+
+
+def test_a_rollout_is_answered_step_by_step(server, network, make_history):
+    histories = [make_history(20 + seed, 30) for seed in range(3)]
+    events = np.stack([rows(history, 0, 30) for history in histories])
+    events[2, :, 0] += 5  # a gap
+    asked = {"horizon": 4, "beam": 3, "k": 5, "explain": 2, "scores": "probability"}
+    users = [b"roll a", b"roll b", b"roll c"]
+    answer = infer(server, users, events, outputs=None, parameters=asked)
+    items, scores, because = (answer.as_numpy(name) for name in (ITEMS, SCORES, BECAUSE))
+    assert (items.shape, scores.shape, because.shape) == ((3, 4, 5), (3, 4, 5), (3, 4, 5, 2))
+    assert answer.as_numpy(STATE).tolist() == [[0, 30], [0, 30], [1, 0]]
+    assert ((scores[:2] > 0) & (scores[:2] < 1)).all()
+    assert (items[2] == -1).all()
+    assert (because[:2] < 30).all()
+    (row,) = scores_after(network, histories[0], [30])
+    share = np.exp(row - row.max()) / np.exp(row - row.max()).sum()
+    np.testing.assert_allclose(scores[0, 0], share[items[0, 0]], atol=TOLERANCE)
+    (same,) = infer(server, users[:1], np.empty((1, 0, 3), np.int64), parameters={**asked, "explain": 0}).as_numpy(
+        ITEMS
+    )
+    np.testing.assert_array_equal(same, items[0])
+
+
+def test_categories_are_read_while_the_server_runs(server):
+    folder = server.repository.parent / "rules"
+    folder.mkdir(exist_ok=True)
+
+    def ranked(**parameters):
+        events = np.empty((1, 0, 3), np.int64)
+        return infer(server, [b"ruled"], events, parameters={"k": 9, **parameters}).as_numpy(ITEMS)[0, 0].tolist()
+
+    def knows_jazz():
+        try:
+            return ranked(categories='["Jazz"]')[:3] == [7, -1, -1]
+        except InferenceServerException:
+            return False
+
+    (folder / "new").write_text("item,category\n7,Jazz\n5,Folk\n")
+    (folder / "new").rename(folder / "categories.csv")
+    deadline = time.monotonic() + 20
+    while not knows_jazz():
+        assert time.monotonic() < deadline
+    assert sorted(ranked(categories='["Jazz", "Folk"]')[:3]) == [-1, 5, 7]
+    assert ranked(exclude="[7]", categories='["Jazz"]')[0] == -1
+    (folder / "categories.csv").unlink()
 
 
 def test_metrics_are_scraped_and_count_unknown_items(server):
@@ -244,6 +299,13 @@ MALFORMED = {
     "k-too-large": ({"parameters": {"k": 61}}, r"k=61: expected an integer in 1..60"),
     "k-text": ({"parameters": {"k": "ten"}}, r"k='ten': expected an integer"),
     "horizon": ({"parameters": {"horizon": 17}}, r"horizon=17: expected an integer in 1..16"),
+    "beam": ({"parameters": {"beam": True}}, r"beam=True: expected an integer in 1..16"),
+    "explain": ({"parameters": {"explain": 99}}, r"explain=99: expected an integer in 0..16"),
+    "exclude": ({"parameters": {"exclude": "1,2"}}, r"exclude: expected a JSON array of catalogue indices"),
+    "exclude-seen": ({"parameters": {"exclude_seen": 1}}, r"exclude_seen=1: expected true or false"),
+    "categories": ({"parameters": {"categories": '["Polka"]'}}, r"categories: expected a JSON array"),
+    "scores": ({"parameters": {"scores": "percent"}}, r"scores='percent': expected logit or probability"),
+    "rollout-of-candidates": ({"parameters": {"horizon": 2}, "candidates": [[3]]}, r"CANDIDATE: expected none with"),
     "unknown-parameter": ({"parameters": {"top_k": 3}}, r"parameter top_k: expected one of k, horizon, beam"),
     "event-columns": ({"events": np.zeros((1, 2, 4), np.int64)}, r"unexpected shape for input 'EVENT'"),
     "event-rank": ({"events": np.zeros((1, 3), np.int64)}, r"'EVENT'"),
@@ -293,5 +355,5 @@ def infer(server, users, events, candidates=None, *, parameters=None, outputs=(I
         inputs.append(InferInput(name, list(array.shape), datatypes[array.dtype]))
         inputs[-1].set_data_from_numpy(array)
     with InferenceServerClient(server.grpc_url) as client:
-        wanted = [InferRequestedOutput(name) for name in outputs]
+        wanted = None if outputs is None else [InferRequestedOutput(name) for name in outputs]
         return client.infer(MODEL, inputs, outputs=wanted, parameters=parameters, client_timeout=60)
