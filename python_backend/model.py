@@ -3,11 +3,13 @@
 The only file that knows `triton_python_backend_utils`, which exists inside the server's stub process alone.
 """
 
+import contextlib
 import json
 import logging
 import threading
+import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -16,13 +18,14 @@ from numpy.typing import NDArray
 
 from longrec.checkpoint import CATALOGUE
 from longrec.config import EngineConfig, parse_config
-from longrec.errors import ArgumentError, LongrecError, ServerError
+from longrec.errors import ArgumentError, LongrecError, MachineError, ServerError
 from longrec.modeling.checkpoint_io import load_network
-from longrec.protocol import BECAUSE, CANDIDATE, EVENT, ITEMS, SCORES, STATE, USER
+from longrec.protocol import BECAUSE, CANDIDATE, EVENT, ITEMS, SCORES, STATE, USER, Status
 from longrec.python_backend.engine import Engine, Ticket
 from longrec.python_backend.event_log import open_event_log
 from longrec.python_backend.lanes import Lanes
 from longrec.python_backend.metrics import EngineMetrics
+from longrec.python_backend.observations import Observations
 from longrec.python_backend.query import Answer, Query, parse_queries
 from longrec.python_backend.rules import Rules
 from longrec.python_backend.settings import SettingsParser
@@ -30,6 +33,8 @@ from longrec.python_backend.settings import SettingsParser
 __all__ = ["TritonPythonModel"]
 
 logger = logging.getLogger(__name__)
+
+Outcome: TypeAlias = Literal["ok", "gap", "invalid", "failed"]
 
 
 class _Work(NamedTuple):
@@ -40,8 +45,8 @@ class _Work(NamedTuple):
 class _Late:
     """A request some of whose answers are deferred: it is answered when the last of them is there."""
 
-    def __init__(self, sender: Any, outputs: frozenset[str], answers: list[Answer | Ticket]) -> None:
-        self.sender, self.outputs, self.answers = sender, outputs, answers
+    def __init__(self, sender: Any, outputs: frozenset[str], answers: list[Answer | Ticket], began: float) -> None:
+        self.sender, self.outputs, self.answers, self.began = sender, outputs, answers, began
         self.tickets = {answer: at for at, answer in enumerate(answers) if isinstance(answer, Ticket)}
 
     def settle(self, ticket: Ticket, answer: Answer) -> Any:
@@ -49,7 +54,12 @@ class _Late:
         self.answers[self.tickets.pop(ticket)] = answer
         if self.tickets:
             return None
-        return _respond([answer for answer in self.answers if isinstance(answer, Answer)], self.outputs)
+        return _respond(self.known, self.outputs)
+
+    @property
+    def known(self) -> list[Answer]:
+        """The answers that are there."""
+        return [answer for answer in self.answers if isinstance(answer, Answer)]
 
     def send(self, response: Any) -> None:
         """Send the response."""
@@ -90,30 +100,32 @@ class TritonPythonModel:
         labels = {
             "model": args["model_name"],
             "version": args["model_version"],
-            "instance": args["model_instance_name"],
+            "model_instance": args["model_instance_name"],  # `instance` is Prometheus's own, for the server
         }
 
-        def series(kind: Any) -> Any:
-            def make(name: str, description: str) -> Any:
-                family = pb_utils.MetricFamily(name=name, description=description, kind=kind)
-                self._families.append(family)  # a family that is collected takes its metrics with it
-                return family.Metric(labels=labels)
+        self._families: dict[str, Any] = {}  # a family that is collected takes its metrics with it
+
+        def maker(kind: Any) -> Any:
+            def make(name: str, description: str, extra: dict[str, str]) -> Any:
+                if name not in self._families:
+                    self._families[name] = pb_utils.MetricFamily(name=name, description=description, kind=kind)
+                return self._families[name].Metric(labels={**labels, **extra})
 
             return make
 
-        self._families: list[Any] = []
-        kinds = pb_utils.MetricFamily
-        self.metrics = EngineMetrics(self.engine, counter=series(kinds.COUNTER), gauge=series(kinds.GAUGE))
         self._late: dict[Ticket, _Late] = {}  # of the lane that holds the engine
         self._lanes = Lanes(lambda: self.engine.has_work)
         self._behind = threading.Thread(target=self._take_turns, name="deferred work", daemon=True)
         self._behind.start()
+        kinds = pb_utils.MetricFamily
+        self.metrics = EngineMetrics(self._observe, counter=maker(kinds.COUNTER), gauge=maker(kinds.GAUGE)).start()
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer a batch; a malformed request gets INVALID_ARG and leaves the others, and all state, alone.
 
         A request whose work is deferred has None in its place, and is answered through its response sender.
         """
+        began = time.monotonic()
         works = [self._parse(request) for request in requests]
         queries = [query for work in works if isinstance(work, _Work) for query in work.queries]
         with self._lanes.front():
@@ -122,31 +134,44 @@ class TritonPythonModel:
                 answers = self.engine.answer(queries)
             except LongrecError as error:
                 answers = error
-            self.metrics.publish()
             responses, begin = [], 0
+            outcomes: list[Outcome] = []
             for request, work in zip(requests, works, strict=True):
                 if isinstance(work, ArgumentError):
                     responses.append(_failure(work, pb_utils.TritonError.INVALID_ARG))
+                    outcomes.append("invalid")
                 elif isinstance(answers, LongrecError):
                     responses.append(_failure(answers, pb_utils.TritonError.INTERNAL))
+                    outcomes.append("failed")
                 else:
                     mine = answers[begin : begin + len(work.queries)]
                     begin += len(mine)
                     known = [answer for answer in mine if isinstance(answer, Answer)]
                     if len(known) == len(mine):
                         responses.append(_respond(known, work.outputs))
+                        outcomes.append(_outcome(known))
                     else:
-                        late = _Late(request.get_response_sender(), work.outputs, mine)
+                        late = _Late(request.get_response_sender(), work.outputs, mine, began)
                         self._late |= dict.fromkeys(late.tickets, late)
                         responses.append(None)
+            seconds = time.monotonic() - began
+            for outcome in outcomes:
+                self.engine.observations.note_request(outcome, seconds)
         return responses
 
     def finalize(self) -> None:
         """Flush and close the event log. The server has waited for the requests in flight."""
+        self.metrics.close()
         self._lanes.close()
         self._behind.join()
         self.rules.close()
         self.log.close()
+
+    def _observe(self) -> Observations:
+        with self._lanes.front():
+            with contextlib.suppress(MachineError):  # a log that can't be read has no lag or size; the rest is there
+                self.engine.observe()
+            return self.engine.observations
 
     def _take_turns(self) -> None:
         """The thread behind: a turn whenever there is deferred work and no request waits."""
@@ -160,12 +185,18 @@ class TritonPythonModel:
                     late = {
                         one: one.settle(ticket, answer) for ticket, answer in done if (one := self._late.pop(ticket))
                     }
+                    for one, response in late.items():
+                        if response is not None:
+                            outcome, seconds = _outcome(one.known), time.monotonic() - one.began
+                            self.engine.observations.note_request(outcome, seconds)
                 except Exception as error:  # whatever it is, nobody may wait for ever
                     logger.exception("deferred work failed")
                     self.engine.give_up()
                     failure = _failure(ServerError(f"deferred work failed: {error}"), pb_utils.TritonError.INTERNAL)
                     late = dict.fromkeys(self._late.values(), failure)
                     self._late.clear()
+                    for one in late:
+                        self.engine.observations.note_request("failed", time.monotonic() - one.began)
             for one, response in late.items():
                 if response is not None:
                     one.send(response)
@@ -186,6 +217,12 @@ class TritonPythonModel:
             return _Work(queries, outputs)
         except ArgumentError as error:
             return error
+
+
+def _outcome(answers: list[Answer]) -> Outcome:
+    if any(answer.error for answer in answers):
+        return "failed"
+    return "gap" if any(answer.status is Status.GAP for answer in answers) else "ok"
 
 
 def _respond(answers: list[Answer], outputs: frozenset[str]) -> Any:

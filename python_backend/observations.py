@@ -7,6 +7,7 @@ may read meanwhile, and sees each number as it was at some moment of its reading
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -125,6 +126,12 @@ class Observations:
     step_events: Histogram = field(default_factory=_sizes)
     step_users: Histogram = field(default_factory=_sizes)
     batch_queries: Histogram = field(default_factory=_sizes)
+
+    def note_request(self, outcome: Literal["ok", "gap", "invalid", "failed"], seconds: float) -> None:
+        """Count a request that has its answer, `seconds` after it came."""
+        name = f"requests_{outcome}"
+        setattr(self, name, getattr(self, name) + 1)
+        self.request_seconds.observe(seconds)
 
     @classmethod
     def names(cls, kind: type) -> tuple[str, ...]:

@@ -290,6 +290,10 @@ def test_metrics_are_scraped_and_count_unknown_items(server):
 
     before = unknown()
     infer(server, [b"odd"], [[[0, 5_000, 1], [1, 3, 1], [2, 97, 1]]])
+    deadline = time.monotonic() + 10
+    while unknown() == before:  # published twice a second
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     assert unknown() - before == 2
 
 

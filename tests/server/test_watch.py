@@ -78,7 +78,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def watching(repository: Path) -> Iterator[Watching]:
-    config = WatchConfig(deadline_seconds=3.0, failed_probes=1, max_restarts=100, backoff_seconds=0)
+    config = WatchConfig(deadline_seconds=3.0, failed_probes=1, max_restarts=100, backoff_seconds=0.0)
     watching = Watching(repository, config)
     yield watching
     watching.close()
