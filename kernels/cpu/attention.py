@@ -5,6 +5,7 @@ Imports numba when it is first used, not before: whoever has no use for this bod
 
 import functools
 import importlib
+import struct
 import threading
 from typing import Any
 
@@ -14,7 +15,20 @@ import torch
 from longrec.errors import MachineError
 from longrec.kernels.types import AttentionKind, PagedMemory
 
-__all__ = ["attend_paged", "fits_paged", "fits_pages", "prepare_paged"]
+__all__ = [
+    "LOG2_E",
+    "MAX_GROUP",
+    "attend_paged",
+    "attention_call",
+    "attention_floats",
+    "fits_paged",
+    "fits_pages",
+    "jitted",
+    "pack",
+    "page_places",
+    "paged_body",
+    "prepare_paged",
+]
 
 PAGE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
 MAX_HEAD_DIM = 256
@@ -46,7 +60,7 @@ def fits_paged(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, memory: PagedM
 
 def prepare_paged(head_dim: int, dtype: torch.dtype, kind: AttentionKind = "softmax") -> None:
     """Compile the body for one head_dim, page dtype and kind (3 s), or load it from numba's cache on disk."""
-    _body(head_dim, dtype, kind)
+    paged_body(head_dim, dtype, kind)
 
 
 def attend_paged(
@@ -80,11 +94,10 @@ def attend_paged(
     out, lse2 = q.new_empty(q.shape), q.new_empty(num_tokens, num_heads)
     if not num_tokens:
         return out, lse2
-    body = _body(head_dim, memory.k_pages.dtype, kind)
+    body = paged_body(head_dim, memory.k_pages.dtype, kind)
     shares = _num_shares(q, cu_seqlens, memory, window)
-    floats = _module().scratch_floats(num_heads, head_dim) + 64  # a cache line between shares, and more
-    scratch = q.new_empty(shares, floats // 16 * 16)
-    call = _describe(q, k, v, cu_seqlens, out, lse2, memory, window, scale if kind == "silu" else scale * LOG2_E)
+    scratch = q.new_empty(shares, attention_floats(num_heads, head_dim))
+    call = attention_call(q, k, v, cu_seqlens, out, lse2, memory, window, scale if kind == "silu" else scale * LOG2_E)
     helpers = [
         threading.Thread(target=body, args=(call, scratch[share].data_ptr(), share, shares))
         for share in range(1, shares)
@@ -97,18 +110,33 @@ def attend_paged(
     return out, lse2
 
 
-def _module() -> Any:
+def jitted(name: str) -> Any:
+    """The module of `longrec.kernels.cpu` of that name, which needs numba.
+
+    Raises:
+        MachineError: numba is missing.
+    """
     try:
-        return importlib.import_module("longrec.kernels.cpu.attention_body")
+        return importlib.import_module(f"longrec.kernels.cpu.{name}")
     except ModuleNotFoundError as error:
         if error.name not in ("numba", "llvmlite"):
             raise
-        raise MachineError("attention over memory on a CPU needs numba: pip install 'longrec[server]'") from error
+        raise MachineError("longrec's kernels on a CPU need numba: pip install 'longrec[server]'") from error
+
+
+def attention_floats(num_heads: int, head_dim: int) -> int:
+    """Float32s that a thread works in, and a cache line or more between threads."""
+    return int(jitted("attention_body").scratch_floats(num_heads, head_dim) + 64) // 16 * 16
 
 
 @functools.cache
-def _body(head_dim: int, dtype: torch.dtype, kind: AttentionKind) -> Any:
-    return _module().attention_body(head_dim, str(dtype).removeprefix("torch."), kind == "silu")
+def paged_body(head_dim: int, dtype: torch.dtype, kind: AttentionKind) -> Any:
+    """`attention_body.attention_body` for such pages.
+
+    Raises:
+        MachineError: numba is missing.
+    """
+    return jitted("attention_body").attention_body(head_dim, str(dtype).removeprefix("torch."), kind == "silu")
 
 
 def _num_shares(q: torch.Tensor, cu_seqlens: torch.Tensor, memory: PagedMemory, window: int) -> int:
@@ -120,7 +148,7 @@ def _num_shares(q: torch.Tensor, cu_seqlens: torch.Tensor, memory: PagedMemory, 
     return max(1, min(threads, int(work / MIN_SHARED_WORK) + 1))
 
 
-def _describe(
+def attention_call(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
@@ -130,19 +158,36 @@ def _describe(
     memory: PagedMemory,
     window: int,
     scale: float,
+    first_user: int = 0,
+    num_users: int | None = None,
 ) -> np.ndarray[Any, Any]:
-    """One `CALL`. Holds addresses: the tensors must outlive it."""
+    """One `CALL`, over the users from `first_user` on. Holds addresses: the tensors must outlive it."""
+    num_users = len(cu_seqlens) - 1 - first_user if num_users is None else num_users
 
     def rows(x: torch.Tensor) -> tuple[int, int, int]:
         return x.data_ptr(), x.stride(0), x.stride(1)
 
-    def places(x: torch.Tensor | None) -> tuple[int, int, int, int]:
-        return (0, 0, 0, 0) if x is None else (x.data_ptr(), x.stride(0), x.stride(1), x.stride(2))
+    def of_user(x: torch.Tensor) -> int:
+        return x.data_ptr() + first_user * x.itemsize
 
-    fields = (
-        *rows(q), *rows(k), *rows(v), out.data_ptr(), lse2.data_ptr(), cu_seqlens.data_ptr(),
-        *places(memory.k_pages), *places(memory.v_pages), *places(memory.k_scale), *places(memory.v_scale),
-        memory.page_indptr.data_ptr(), memory.page_indices.data_ptr(), memory.lengths.data_ptr(),
-        memory.k_pages.shape[1], len(cu_seqlens) - 1, q.shape[1], k.shape[1], min(window, 1 << 30), scale,
+    return pack(
+        jitted("attention_body").CALL,
+        *rows(q), *rows(k), *rows(v), out.data_ptr(), lse2.data_ptr(), of_user(cu_seqlens),
+        *page_places(memory),
+        of_user(memory.page_indptr), memory.page_indices.data_ptr(), of_user(memory.lengths),
+        memory.k_pages.shape[1], num_users, q.shape[1], k.shape[1], min(window, 1 << 30), scale,
     )  # fmt: skip
-    return np.array([fields], _module().CALL)
+
+
+def pack(kind: np.dtype[Any], *fields: int | float) -> np.ndarray[Any, Any]:
+    """[1] record of int64s and a float64 behind them, in 2 us; numpy takes 15 for one from a tuple."""
+    return np.frombuffer(bytearray(struct.pack(f"{len(fields) - 1}qd", *fields)), kind)
+
+
+def page_places(memory: PagedMemory) -> tuple[int, ...]:
+    """Address and strides of keys, values and their scales; zeros for scales that aren't there."""
+
+    def places(x: torch.Tensor | None) -> tuple[int, int, int, int]:
+        return (0, 0, 0, 0) if x is None else (x.data_ptr(), *x.stride()[:3])
+
+    return (*places(memory.k_pages), *places(memory.v_pages), *places(memory.k_scale), *places(memory.v_scale))

@@ -11,7 +11,19 @@ from numba import float32, int32, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-__all__ = ["BFLOAT16", "FLOAT16", "LOWEST", "exp2", "maximum", "offset", "pointer", "prefetch", "silu", "widen_value"]
+__all__ = [
+    "BFLOAT16",
+    "FLOAT16",
+    "LOWEST",
+    "bits",
+    "exp2",
+    "maximum",
+    "offset",
+    "pointer",
+    "prefetch",
+    "silu",
+    "widen_value",
+]
 
 # numba's CPU target has neither float: their bits, told apart by the sign of the integer type
 BFLOAT16, FLOAT16 = types.int16, types.uint16
@@ -87,7 +99,9 @@ def maximum(typing_context, a, b):
 
 
 @intrinsic
-def _bits(typing_context, value):
+def bits(typing_context, value):
+    """A float32's bits as int32."""
+
     def generate(context, builder, signature, arguments):
         return builder.bitcast(arguments[0], ir.IntType(32))
 
@@ -118,7 +132,7 @@ def exp2(x):
     p = p * f + float32(C2)
     p = p * f + float32(C1)
     p = p * f + float32(1.0)
-    power = _float(int32((_bits(rounded) - int32(0x4B400000) + int32(127)) << int32(23)))
+    power = _float(int32((bits(rounded) - int32(0x4B400000) + int32(127)) << int32(23)))
     return float32(0.0) if x < low else p * power
 
 

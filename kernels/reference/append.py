@@ -4,7 +4,7 @@ import torch
 
 from longrec.kernels.reference.rotary import rotate
 
-__all__ = ["QUANTISED_PEAK", "append_memory"]
+__all__ = ["QUANTISED_PEAK", "append_memory", "as_stored"]
 
 # the largest code of each quantised page dtype: a row's largest magnitude becomes it
 QUANTISED_PEAK = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
@@ -55,3 +55,11 @@ def quantise(rows: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torc
     if dtype == torch.int8:
         codes = codes.round()
     return codes, (peak / QUANTISED_PEAK[dtype]).float()
+
+
+def as_stored(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """What rows [..., D] read as, in their own dtype, once they were written to pages of `dtype`."""
+    if dtype not in QUANTISED_PEAK:
+        return rows.to(dtype).to(rows.dtype)
+    codes, scale = quantise(rows, dtype)
+    return (codes.to(dtype).to(codes.dtype) * scale[..., None]).to(rows.dtype)

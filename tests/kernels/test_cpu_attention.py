@@ -238,4 +238,4 @@ except Exception as error:
     print(type(error).__name__, error)
 """
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert done.stdout == "MachineError attention over memory on a CPU needs numba: pip install 'longrec[server]'\n"
+    assert done.stdout == "MachineError longrec's kernels on a CPU need numba: pip install 'longrec[server]'\n"
