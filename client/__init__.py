@@ -2,7 +2,7 @@
 
 from longrec.client.client import Client
 from longrec.client.stream import Stream
-from longrec.client.types import Appended, Event, Events, Prediction
+from longrec.client.types import Appended, Event, Events, Options, Prediction
 from longrec.errors import ArgumentError, LongrecError, RejectedError, ServerError
 from longrec.protocol import Status
 
@@ -13,6 +13,7 @@ __all__ = [
     "Event",
     "Events",
     "LongrecError",
+    "Options",
     "Prediction",
     "RejectedError",
     "ServerError",

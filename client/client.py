@@ -5,10 +5,10 @@ import re
 from collections.abc import Sequence
 from types import TracebackType
 
-from longrec.client.codec import check_k, decode_appended, decode_prediction, encode
+from longrec.client.codec import DEFAULTS, check_k, decode_appended, decode_prediction, encode
 from longrec.client.stream import Stream
 from longrec.client.transport import Transport
-from longrec.client.types import Appended, Events, Prediction
+from longrec.client.types import Appended, Events, Options, Prediction
 from longrec.errors import ArgumentError
 from longrec.protocol import DEFAULT_K, MODEL
 
@@ -43,7 +43,13 @@ class Client:
         self._transport = Transport(url, model, float(timeout_seconds))
 
     def recommend(
-        self, *, user: str, events: Events = (), k: int = DEFAULT_K, candidates: Sequence[int] | None = None
+        self,
+        *,
+        user: str,
+        events: Events = (),
+        k: int = DEFAULT_K,
+        candidates: Sequence[int] | None = None,
+        options: Options | None = None,
     ) -> Prediction:
         """Append a user's new events and rank what comes next.
 
@@ -52,6 +58,7 @@ class Client:
             events: new events, oldest first; none: only ask.
             k: items wanted, 1..256 (the server's model parameter max_k may be lower).
             candidates: catalogue indices to rank, at least one; None: the whole catalogue.
+            options: rollouts, what to leave out, explanations; None: a plain ranking.
 
         Raises:
             ArgumentError: an argument doesn't fit; nothing was sent.
@@ -60,7 +67,7 @@ class Client:
                 log is unknown; sending them again is harmless where they carry positions.
         """
         check_k(k)
-        request = encode(user, events, k=k, candidates=candidates)
+        request = encode(user, events, k=k, candidates=candidates, options=options or DEFAULTS)
         return decode_prediction(request, self._transport.infer(request))
 
     def append(self, *, user: str, events: Events) -> Appended:

@@ -4,6 +4,7 @@ Every argument is checked here, before anything is sent, and every answer before
 gRPC nor tritonclient (`transport.py` does), so that each way to send shares it.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -11,15 +12,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longrec import protocol
-from longrec.client.types import Appended, Event, Events, Prediction
+from longrec.client.types import Appended, Event, Events, Options, Prediction
 from longrec.errors import ArgumentError, ServerError
-from longrec.protocol import CANDIDATE, EVENT, EVENT_COLUMNS, ITEMS, SCORES, STATE, UNCHECKED_POSITION, USER, Status
+from longrec.protocol import (
+    BECAUSE,
+    CANDIDATE,
+    EVENT,
+    EVENT_COLUMNS,
+    ITEMS,
+    SCORES,
+    STATE,
+    UNCHECKED_POSITION,
+    USER,
+    Status,
+)
 
-__all__ = ["Request", "Tensor", "check_k", "decode_appended", "decode_prediction", "encode"]
+__all__ = ["DEFAULTS", "Request", "Tensor", "check_k", "decode_appended", "decode_prediction", "encode"]
 
+MOST: Final = 2**31 - 1
 MAX_K: Final = 256  # of the protocol; a server may allow less (its model parameter max_k)
 POSITION, ITEM, TIME = range(len(EVENT_COLUMNS))
 NO_EVENTS: Final[NDArray[np.int64]] = np.empty((0, len(EVENT_COLUMNS)), np.int64)
+DEFAULTS: Final = Options()
 NOTHING: Final = (np.empty(0, np.int64), np.empty(0, np.float32))
 
 
@@ -39,15 +53,26 @@ class Request(NamedTuple):
         inputs: name -> tensor, batch size 1.
         outputs: what is asked for.
         k: items wanted; None: only STATE.
+        options: how they are predicted.
+        parameters: request parameters.
     """
 
     user: str
     inputs: Mapping[str, Tensor]
     outputs: tuple[str, ...]
     k: int | None
+    options: Options
+    parameters: Mapping[str, int | bool | str]
 
 
-def encode(user: str, events: Events = (), *, k: int | None, candidates: Sequence[int] | None = None) -> Request:
+def encode(
+    user: str,
+    events: Events = (),
+    *,
+    k: int | None,
+    candidates: Sequence[int] | None = None,
+    options: Options = DEFAULTS,
+) -> Request:
     """Check a request and lay it out.
 
     Args:
@@ -55,6 +80,7 @@ def encode(user: str, events: Events = (), *, k: int | None, candidates: Sequenc
         events: oldest first; may be empty.
         k: items wanted, 1..256; None: ask for STATE only.
         candidates: catalogue indices to rank, at least one; None: the whole catalogue.
+        options: how they are predicted.
 
     Raises:
         ArgumentError: naming the argument, what was expected and what came.
@@ -63,13 +89,21 @@ def encode(user: str, events: Events = (), *, k: int | None, candidates: Sequenc
     rows = _event_rows(events)
     if k is not None:
         check_k(k)
-    ranked = b"" if candidates is None else _candidate_indices(candidates).tobytes()
+    ranked = b"" if candidates is None else _indices("candidates", candidates).tobytes()
     inputs = {
         USER: Tensor("BYTES", (1, 1), len(key).to_bytes(4, "little") + key),
         EVENT: Tensor("INT64", (1, len(rows), len(EVENT_COLUMNS)), rows.tobytes()),
         CANDIDATE: Tensor("INT64", (1, len(ranked) // 8), ranked),
     }
-    return Request(user, inputs, (STATE,) if k is None else (ITEMS, SCORES, STATE), None if k is None else int(k))
+    if k is None:
+        return Request(user, inputs, (STATE,), None, options, {})
+    parameters: dict[str, int | bool | str] = {"k": int(k)}
+    if options is not DEFAULTS:
+        if candidates is not None and options.horizon != 1:
+            raise ArgumentError("candidates", "None with a horizon above 1", got=f"horizon={options.horizon!r}")
+        parameters |= _option_parameters(options)
+    outputs = (ITEMS, SCORES, STATE) if not options.explain else (ITEMS, SCORES, STATE, BECAUSE)
+    return Request(user, inputs, outputs, int(k), options, parameters)
 
 
 def check_k(k: int) -> None:
@@ -82,6 +116,31 @@ def check_k(k: int) -> None:
         raise ArgumentError(f"k={k!r}", f"an integer in 1..{MAX_K}")
 
 
+def _option_parameters(options: Options) -> dict[str, int | bool | str]:
+    """Request parameters of the options that differ from the server's defaults; limits are the server's to know."""
+    parameters: dict[str, int | bool | str] = {}
+    for name, least in (("horizon", 1), ("beam", 1), ("explain", 0)):
+        value = getattr(options, name)
+        if not _is_int(value) or not least <= value <= MOST:
+            raise ArgumentError(f"options.{name}={value!r}", f"an integer of at least {least}")
+        if value != least:
+            parameters[name] = int(value)
+    for name in ("exclude_seen", "probabilities"):
+        if not isinstance(getattr(options, name), bool):
+            raise ArgumentError(f"options.{name}", "True or False", got=type(getattr(options, name)).__name__)
+    if options.exclude_seen:
+        parameters["exclude_seen"] = True
+    if options.probabilities:
+        parameters["scores"] = "probability"
+    if len(options.exclude):
+        parameters["exclude"] = json.dumps(_indices("options.exclude", options.exclude).tolist())
+    if options.categories:
+        if isinstance(options.categories, str) or not all(isinstance(name, str) for name in options.categories):
+            raise ArgumentError("options.categories", "a sequence of names", got=type(options.categories).__name__)
+        parameters["categories"] = json.dumps(list(options.categories))
+    return parameters
+
+
 def decode_prediction(request: Request, answer: Mapping[str, Tensor]) -> Prediction:
     """The result of a request with k.
 
@@ -91,12 +150,18 @@ def decode_prediction(request: Request, answer: Mapping[str, Tensor]) -> Predict
     status, length = _decode_state(answer)
     if status is not Status.OK:
         return Prediction(request.user, *NOTHING, length, status)
-    items = _read(answer, ITEMS, "INT64", np.int64, (1, 1, request.k or 0))[0, 0]
-    scores = _read(answer, SCORES, "FP32", np.float32, (1, 1, request.k or 0))[0, 0]
+    options = request.options
+    shape = (1, options.horizon, request.k or 0)
+    items = _read(answer, ITEMS, "INT64", np.int64, shape)[0]
+    scores = _read(answer, SCORES, "FP32", np.float32, shape)[0]
+    because = _read(answer, BECAUSE, "INT64", np.int64, (*shape, options.explain))[0] if options.explain else None
+    if options.horizon > 1:
+        return Prediction(request.user, items, scores, length, status, because)
+    items, scores, because = items[0], scores[0], None if because is None else because[0]
     if len(items) and items[-1] == protocol.NO_ITEM:
         ranked = int(np.argmax(items == protocol.NO_ITEM))
-        items, scores = items[:ranked], scores[:ranked]
-    return Prediction(request.user, items, scores, length, status)
+        items, scores, because = items[:ranked], scores[:ranked], None if because is None else because[:ranked]
+    return Prediction(request.user, items, scores, length, status, because)
 
 
 def decode_appended(request: Request, answer: Mapping[str, Tensor]) -> Appended:
@@ -175,18 +240,20 @@ def _check_positions(positions: NDArray[np.int64]) -> None:
         )
 
 
-def _candidate_indices(candidates: Sequence[int]) -> NDArray[np.int64]:
-    expected = "catalogue indices >= 0 in one dimension, at least one (None: the whole catalogue)"
+def _indices(argument: str, values: Sequence[int]) -> NDArray[np.int64]:
+    expected = "catalogue indices >= 0 in one dimension, at least one"
+    if argument == "candidates":
+        expected += " (None: the whole catalogue)"
     try:
-        indices = np.asarray(candidates)
+        indices = np.asarray(values)
     except ValueError:  # ragged
-        raise ArgumentError("candidates", expected, got=type(candidates).__name__) from None
+        raise ArgumentError(argument, expected, got=type(values).__name__) from None
     if not indices.size:
-        raise ArgumentError("candidates", expected, got="none")
+        raise ArgumentError(argument, expected, got="none")
     if indices.ndim != 1 or indices.dtype.kind not in "iu":
-        raise ArgumentError("candidates", expected, got=f"{indices.dtype} {list(indices.shape)}")
+        raise ArgumentError(argument, expected, got=f"{indices.dtype} {list(indices.shape)}")
     if indices.min() < 0 or indices.max() > np.iinfo(np.int64).max:
-        raise ArgumentError("candidates", expected, got="an integer outside 0..2**63 - 1")
+        raise ArgumentError(argument, expected, got="an integer outside 0..2**63 - 1")
     return indices.astype(np.int64, copy=False)
 
 

@@ -143,8 +143,14 @@ def _message(model: str, id: str, request: Request) -> Any:
         outputs=[{"name": name} for name in request.outputs],
         raw_input_contents=[tensor.data for tensor in request.inputs.values()],
     )
-    if request.k is not None:
-        message.parameters["k"].int64_param = request.k
+    for name, value in request.parameters.items():
+        parameter = message.parameters[name]
+        if isinstance(value, bool):
+            parameter.bool_param = value
+        elif isinstance(value, int):
+            parameter.int64_param = value
+        else:
+            parameter.string_param = value
     return message
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from longrec.protocol import Status
 
-__all__ = ["Appended", "Event", "Events", "Prediction"]
+__all__ = ["Appended", "Event", "Events", "Options", "Prediction"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,17 +32,43 @@ Events: TypeAlias = Sequence[Event] | NDArray[np.int64]
 """Events, oldest first: `Event`s, or an int64 array [n, 3] with the columns position (-1: None), item, time_ms."""
 
 
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a prediction may be asked beside k and candidates. The server's model parameters limit each.
+
+    Args:
+        horizon: steps to predict; above 1 a rollout of the whole catalogue.
+        beam: paths that a rollout keeps; 1: greedy.
+        exclude_seen: leave out items of the user's log, and in a rollout those of its earlier steps.
+        exclude: catalogue indices to leave out.
+        categories: only items that have one of these; none: all items.
+        explain: past events to name for each item.
+        probabilities: scores are probabilities over the whole catalogue, not logits.
+    """
+
+    horizon: int = 1
+    beam: int = 1
+    exclude_seen: bool = False
+    exclude: Sequence[int] = ()
+    categories: Sequence[str] = ()
+    explain: int = 0
+    probabilities: bool = False
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Prediction:
     """The items that a user is expected to choose next.
 
     Args:
         user: the key.
-        items: [k] int64 catalogue indices, best first; shorter where fewer than k could be ranked.
-        scores: [k] float32, theirs: logits.
+        items: [k] int64 catalogue indices, best first; shorter where fewer than k could be ranked. Of a rollout
+            [horizon, k], never shorter: -1 stands where fewer could be ranked; items[s, 0] is step s of the best path.
+        scores: float32, theirs: logits, or probabilities.
         position: length of the user's log, so the position that is predicted. Under `Status.GAP`: the position to send
             events from.
         status: `OK`; or `GAP`: the first event lay past the log's end, nothing was written, and `items` is empty.
+        because: int64, in the shape of `items` and [explain]: positions in the user's log of the events that weighed
+            most for each item, heaviest first; -1 where there are fewer. None: not asked for.
     """
 
     user: str
@@ -50,6 +76,7 @@ class Prediction:
     scores: NDArray[np.float32]
     position: int
     status: Status = Status.OK
+    because: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,6 +72,8 @@ class SettingsParser:
         settings = self._parsed.get(text)
         if settings is None:
             settings = parse_settings(json.loads(text or "{}"), self._config, self._bits)
+            if settings == DEFAULTS:
+                settings = DEFAULTS  # which is known by identity downstream
             if len(text) <= MAX_CACHED_CHARACTERS:
                 if len(self._parsed) >= MAX_CACHED:
                     self._parsed.clear()

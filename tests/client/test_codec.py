@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from longrec import protocol
 from longrec.client.codec import Request, Tensor, decode_appended, decode_prediction, encode
-from longrec.client.types import Event
+from longrec.client.types import Event, Options
 from longrec.errors import ArgumentError, ServerError
 from longrec.protocol import Status
 
@@ -178,3 +178,71 @@ GARBAGE: dict[str, tuple[dict[str, Tensor], str]] = {
 def test_garbage_is_named(outputs: dict[str, Tensor], message: str) -> None:
     with pytest.raises(ServerError, match=message):
         decode_prediction(encode("u", k=2), outputs)
+
+
+def test_options_travel_as_parameters_and_defaults_not_at_all() -> None:
+    assert encode("u", k=7).parameters == encode("u", k=7, options=Options()).parameters == {"k": 7}
+    options = Options(
+        horizon=3,
+        beam=2,
+        exclude_seen=True,
+        exclude=[9, 4],
+        categories=("Sci-Fi", "a, b"),
+        explain=5,
+        probabilities=True,
+    )
+    request = encode("u", k=7, options=options)
+    assert request.parameters == {
+        "k": 7,
+        "horizon": 3,
+        "beam": 2,
+        "exclude_seen": True,
+        "exclude": "[9, 4]",
+        "categories": '["Sci-Fi", "a, b"]',
+        "explain": 5,
+        "scores": "probability",
+    }
+    assert set(request.parameters) == set(protocol.PARAMETERS)
+    assert request.outputs == ("ITEMS", "SCORES", "STATE", "BECAUSE")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"horizon": 0}, r"options.horizon=0: expected an integer of at least 1"),
+        ({"beam": True}, r"options.beam=True"),
+        ({"explain": 1.5}, r"options.explain=1.5: expected an integer of at least 0"),
+        ({"exclude_seen": 1}, r"options.exclude_seen: expected True or False, got int"),
+        ({"exclude": [-1]}, r"options.exclude: expected catalogue indices >= 0"),
+        ({"categories": "Drama"}, r"options.categories: expected a sequence of names, got str"),
+        ({"categories": [1]}, r"options.categories"),
+    ],
+    ids=str,
+)
+def test_malformed_options(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        encode("u", k=3, options=Options(**options))
+
+
+def test_a_rollout_of_candidates_is_refused() -> None:
+    with pytest.raises(ArgumentError, match="candidates: expected None with a horizon above 1"):
+        encode("u", k=3, candidates=[1], options=Options(horizon=2))
+
+
+def test_rollouts_and_reasons_are_read() -> None:
+    def answer(horizon: int, items: list[int], explain: int) -> dict[str, Tensor]:
+        k = len(items) // horizon
+        return {
+            "STATE": Tensor("INT64", (1, 2), np.array([0, 8]).tobytes()),
+            "ITEMS": Tensor("INT64", (1, horizon, k), np.array(items).tobytes()),
+            "SCORES": Tensor("FP32", (1, horizon, k), np.zeros(len(items), np.float32).tobytes()),
+            "BECAUSE": Tensor("INT64", (1, horizon, k, explain), np.arange(len(items) * explain).tobytes()),
+        }
+
+    rolled = decode_prediction(encode("u", k=2, options=Options(horizon=2)), answer(2, [4, 3, -1, -1], 1))
+    assert (rolled.items.tolist(), rolled.scores.shape, rolled.because) == ([[4, 3], [-1, -1]], (2, 2), None)
+    why = decode_prediction(encode("u", k=2, options=Options(explain=3)), answer(1, [4, -1], 3))
+    assert why.because is not None
+    assert (why.items.tolist(), why.because.tolist()) == ([4], [[0, 1, 2]])
+    with pytest.raises(ServerError, match=r"BECAUSE: expected INT64 \[1, 1, 2, 3\]"):
+        decode_prediction(encode("u", k=2, options=Options(explain=3)), answer(1, [4, -1], 2))

@@ -13,6 +13,7 @@ EXPORTS = [
     "Event",
     "Events",
     "LongrecError",
+    "Options",
     "Prediction",
     "RejectedError",
     "ServerError",

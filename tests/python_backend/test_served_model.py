@@ -11,7 +11,7 @@ from tritonclient.grpc import InferenceServerClient, InferInput, InferRequestedO
 from tritonclient.utils import InferenceServerException
 
 from longrec.catalogue import Catalogue
-from longrec.client import Client, Status
+from longrec.client import Client, Options, Status
 from longrec.config import EngineConfig
 from longrec.errors import ServerError
 from longrec.modeling import recompute_scores, save_run
@@ -257,6 +257,23 @@ def test_a_rollout_is_answered_step_by_step(server, network, make_history):
         ITEMS
     )
     np.testing.assert_array_equal(same, items[0])
+
+
+def test_the_client_asks_for_everything(server, network, make_history):
+    history = make_history(31, 30)
+    with Client(server.grpc_url) as client:
+        plain = client.recommend(user="ask", events=rows(history, 0, 30), k=6)
+        options = Options(exclude=plain.items[:2].tolist(), explain=3, probabilities=True)
+        asked = client.recommend(user="ask", k=4, options=options)
+        assert asked.items.tolist() == plain.items[2:].tolist()
+        assert asked.because.shape == (4, 3)
+        assert ((asked.scores > 0) & (asked.scores < 1)).all()
+        unseen = client.recommend(user="ask", k=60, options=Options(exclude_seen=True))
+        assert not set(unseen.items.tolist()) & set(history[:, 0].tolist())
+        rolled = client.recommend(user="ask", k=6, options=Options(horizon=5, beam=4, exclude_seen=True))
+        assert rolled.items.shape == (5, 6)
+        assert len(set(rolled.items[:, 0].tolist())) == 5
+        assert client.history_length(user="ask") == 30
 
 
 def test_categories_are_read_while_the_server_runs(server):
