@@ -187,7 +187,7 @@ def pack(kind: np.dtype[Any], *fields: int | float) -> np.ndarray[Any, Any]:
 def page_places(memory: PagedMemory) -> tuple[int, ...]:
     """Address and strides of keys, values and their scales; zeros for scales that aren't there."""
 
-    def places(x: torch.Tensor | None) -> tuple[int, int, int, int]:
+    def places(x: torch.Tensor | None) -> tuple[int, ...]:
         return (0, 0, 0, 0) if x is None else (x.data_ptr(), *x.stride()[:3])
 
     return (*places(memory.k_pages), *places(memory.v_pages), *places(memory.k_scale), *places(memory.v_scale))
