@@ -74,7 +74,7 @@ class Engine:
         self.network, self.log, self.config = network, log, config
         device = network.start.device
         self.pool = MemoryPool(network.config, config, device, network.start.dtype)
-        kernels.prepare_attention(self.pool.k_pages[0], network.start.dtype)  # compiled now, not during a request
+        kernels.prepare_attention(self.pool.store.k_pages[0], network.start.dtype)  # compiled now, not during a request
         steps = StepRunner(network, self.pool, decode_batches)
         self._catch_up = CatchUp(network, log, self.pool, steps)
         self._predictor = Predictor(network, log, self.pool, steps, config, rules)

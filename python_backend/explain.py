@@ -48,8 +48,8 @@ class Explainer:
 
         lengths = positions - pool.first[rows]
         memory = ServingMemory(
-            pool.k_pages,
-            pool.v_pages,
+            pool.store.k_pages,
+            pool.store.v_pages,
             tensor(before.indptr),
             tensor(before.indices),
             tensor(lengths.astype(np.int32)),

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from longrec.config import EngineConfig, ModelConfig
 from longrec.errors import ArgumentError, MachineError
+from longrec.python_backend.pages import PageFormat, PageStore
 
 __all__ = ["NO_ROW", "NO_TIME", "MemoryPool", "PageTables"]
 
@@ -43,7 +44,7 @@ class MemoryPool:
     from one step to the next a row may go to another user, unless it is pinned.
 
     Attributes:
-        k_pages, v_pages: a tensor [P, S, Hkv, D] per layer.
+        store: the pages.
         hidden: [rows, dim], the network's answer after event length - 1; void where length is 0.
         first, length: [rows] int64.
         time: [rows] int64, unix ms of event length - 1, or NO_TIME.
@@ -55,8 +56,8 @@ class MemoryPool:
     """
 
     def __init__(self, model: ModelConfig, engine: EngineConfig, device: torch.device, dtype: torch.dtype) -> None:
-        shape = (engine.page_size, model.num_kv_heads, model.head_dim)
-        page_bytes = 2 * model.num_layers * int(np.prod(shape)) * dtype.itemsize
+        page = PageFormat.of(model, engine.page_size, dtype)
+        page_bytes = page.num_bytes
         self.num_pages = engine.memory_bytes // page_bytes
         most_new = max(engine.inline_events, engine.chunk_events)
         self.pages_per_user = -(-(model.window + most_new) // engine.page_size) + 1
@@ -67,8 +68,7 @@ class MemoryPool:
                 remedy="raise it, or lower chunk_events and inline_events",
             )
         self.page_size, self.window = engine.page_size, model.window
-        pages = torch.zeros(2, model.num_layers, self.num_pages, *shape, dtype=dtype, device=device)
-        self.k_pages, self.v_pages = list(pages[0]), list(pages[1])
+        self.store = PageStore(page, self.num_pages, device)
         rows = self.num_pages  # a user in memory holds a page at least
         self.hidden = torch.zeros(rows, model.dim, dtype=dtype, device=device)
         self.first, self.length, self.time = (np.zeros(rows, np.int64) for _ in range(3))
@@ -194,9 +194,7 @@ class MemoryPool:
             sources = self._tables[np.repeat(rows, copied), columns]
             targets = self._take_pages(total)
             self._tables[np.repeat(forks, copied), columns] = targets
-            source, target = self._index(sources), self._index(targets)
-            for pages in (*self.k_pages, *self.v_pages):
-                pages[target] = pages[source]
+            self.store.copy_within(self._index(sources), self._index(targets))
         return forks
 
     def release(self, forks: Ints) -> None:

@@ -72,8 +72,8 @@ class StepRunner:
             torch.from_numpy(array).to(self._device) for array in inputs
         )
         memory = ServingMemory(
-            self._pool.k_pages,
-            self._pool.v_pages,
+            self._pool.store.k_pages,
+            self._pool.store.v_pages,
             page_indptr,
             page_indices,
             lengths,
@@ -112,8 +112,8 @@ class DecodeStep:
         )
         page_indptr, lengths, page_indices = torch.split(self._device32, sizes)
         self._memory = ServingMemory(
-            pool.k_pages,
-            pool.v_pages,
+            pool.store.k_pages,
+            pool.store.v_pages,
             page_indptr[: batch + 1],
             page_indices,
             lengths[:batch],

@@ -118,7 +118,7 @@ def test_a_pool_of_a_few_pages_serves_many_users(network, log, make_history, rec
 
 def test_free_pages_may_hold_anything(make_engine, make_history, recompute):
     engine, history = make_engine(), make_history(9, 30)
-    for pages in (*engine.pool.k_pages, *engine.pool.v_pages):
+    for pages in (*engine.pool.store.k_pages, *engine.pool.store.v_pages):
         pages.fill_(torch.nan)
     for start in range(0, 30, 10):
         (answer,) = engine.answer_all([query("u", history, start, start + 10)])

@@ -107,22 +107,22 @@ def test_forks_share_full_pages_and_copy_the_others():
     step(pool, {b"u": 4})
     row = pool.row(b"u")
     full, partial = pages_of(pool, b"u")
-    pool.k_pages[0][partial] = 7.0
+    pool.store.k_pages[0][partial] = 7.0
     pool.begin_step()
     pool.touch([row])
     one, other = forks = pool.fork(np.array([row, row]))
     tables = [pool.pages(np.array([fork]), np.array([0])).indices.tolist() for fork in forks]
     assert tables[0][0] == tables[1][0] == full
     assert len({partial, tables[0][1], tables[1][1]}) == 3
-    assert (pool.k_pages[0][tables[0][1]] == 7.0).all()
+    assert (pool.store.k_pages[0][tables[0][1]] == 7.0).all()
     assert pool.num_free_pages == 5
 
-    pool.k_pages[0][tables[0][1]] = 8.0
+    pool.store.k_pages[0][tables[0][1]] = 8.0
     (child,) = pool.fork(np.array([one]))
     pool.release(np.array([one]))
     copied = pool.pages(np.array([child]), np.array([0])).indices.tolist()
     assert copied[0] == full
-    assert (pool.k_pages[0][copied[1]] == 8.0).all()
+    assert (pool.store.k_pages[0][copied[1]] == 8.0).all()
     pool.release(np.array([other, child]))
     assert pool.num_free_pages == 7
     assert pages_of(pool, b"u") == [full, partial]

@@ -16,7 +16,7 @@ def make_pool(network):
     def make():
         config = EngineConfig(page_size=16, inline_events=32, chunk_events=32, memory_bytes=1 << 20)
         pool = MemoryPool(network.config, config, torch.device("cpu"), torch.float32)
-        for pages in (*pool.k_pages, *pool.v_pages):
+        for pages in (*pool.store.k_pages, *pool.store.v_pages):
             pages.fill_(torch.nan)
         return pool
 
@@ -71,7 +71,9 @@ def test_a_padded_step_is_replayed_with_other_users_and_lengths(network, make_po
         np.testing.assert_allclose(got, expected, atol=1e-5)
         advance(fixed_pool, own, ones)
         advance(pool, theirs, ones)
-    for fixed, free in zip(fixed_pool.k_pages + fixed_pool.v_pages, pool.k_pages + pool.v_pages, strict=True):
+    for fixed, free in zip(
+        fixed_pool.store.k_pages + fixed_pool.store.v_pages, pool.store.k_pages + pool.store.v_pages, strict=True
+    ):
         assert torch.equal(fixed.isnan(), free.isnan())  # empty rows write nothing
 
 
@@ -116,7 +118,7 @@ def test_half_precision_answers_are_those_of_its_own_recompute(network, log, mak
     half = half.to(torch.bfloat16)
     config = EngineConfig(page_size=16, inline_events=32, chunk_events=32, memory_bytes=1 << 20, dtype="bfloat16")
     engine, history = Engine(half, log, config), make_history(1, 30)
-    assert engine.pool.k_pages[0].dtype == torch.bfloat16
+    assert engine.pool.store.k_pages[0].dtype == torch.bfloat16
     (whole,) = engine.answer_all([Query(b"whole", history, 0, None, 97)])
     for start in range(30):
         (answer,) = engine.answer_all([Query(b"single", history[start : start + 1], start, None, 97)])
