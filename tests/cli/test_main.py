@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from longrec.cli.main import app
 
-NAMES = ["data", "train", "evaluate", "export", "serve", "stream", "recommend", "bench", "doctor"]
+NAMES = ["data", "train", "evaluate", "export", "rollback", "serve", "stream", "recommend", "bench", "doctor"]
 
 
 def run_python(program: str) -> str:
