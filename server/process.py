@@ -250,15 +250,14 @@ class Server:
         ]
 
     def _await_answer(self) -> None:
-        """Ports open only when every model is loaded, so whatever fails after that is final."""
+        """Ports open only when every model is loaded, so whatever fails after that is final; metrics' is the last."""
         deadline = time.monotonic() + self.start_seconds
         while time.monotonic() < deadline:
             if self.wait(0.1):
                 self.check()
-            with (
-                contextlib.suppress(OSError),
-                socket.create_connection((self._reachable_host, self.ports["grpc_port"]), timeout=1.0),
-            ):
+            with contextlib.suppress(OSError):
+                for port in self.ports.values():
+                    socket.create_connection((self._reachable_host, port), timeout=1.0).close()
                 break
         else:
             raise ServerError(

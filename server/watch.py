@@ -8,6 +8,7 @@ import contextlib
 import logging
 import os
 import select
+import signal
 import threading
 import time
 from collections import deque
@@ -24,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 SCAN_SECONDS = 1.0  # a stub that was started since is watched after so long at most
 ASK_SECONDS = 2.0  # for the server to say whether a stub that has ended should have
+END_SECONDS = 10.0  # for killed processes to be gone
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,7 @@ class WatchedServer:
             while not stop.is_set():
                 reason = processes.failure(SCAN_SECONDS) or probes.failure
                 if reason:
+                    processes.end()
                     return reason
         return ""
 
@@ -187,9 +190,9 @@ class _Processes:
         self._seen: set[Stub] = set()
         self._poll = select.poll()
         self._poll.register(wake, select.POLLIN)
-        supervisor = server.supervisor_id or 0
-        self._server_id = next(iter(children(supervisor)), 0)
-        self._watch(supervisor, supervisor)
+        self._supervisor_id = server.supervisor_id or 0
+        self._server_id = next(iter(children(self._supervisor_id)), 0)
+        self._watch(self._supervisor_id, self._supervisor_id)
         self._watch(self._server_id, self._server_id)
         self._scan()
 
@@ -212,6 +215,20 @@ class _Processes:
         reasons = [self._missing(stub) for stub in ended if isinstance(stub, Stub)]
         self._scan()
         return next(filter(None, reasons), "")
+
+    def end(self) -> None:
+        """Kill what is left, and wait until it has let go of its ports. The supervisor, if it lives, clears up."""
+        left = select.poll()
+        waiting = {descriptor for descriptor, process in self._ends.items() if process != self._supervisor_id}
+        for descriptor in waiting:
+            left.register(descriptor, select.POLLIN)
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+        deadline = time.monotonic() + END_SECONDS
+        while waiting and time.monotonic() < deadline:
+            for descriptor, _ in left.poll(1000 * END_SECONDS):
+                left.unregister(descriptor)
+                waiting.remove(descriptor)
 
     def _missing(self, ended: Stub) -> str:
         """Why the stub should have gone on; empty if its model was unloaded, or failed to load."""
