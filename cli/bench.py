@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from longrec.cli.bench_faults import faults
 from longrec.cli.bench_kernels import kernels
 
 __all__ = ["bench_app"]
@@ -16,6 +17,7 @@ bench_app = typer.Typer(help="Measure: ratios and medians in one run.", no_args_
 
 
 bench_app.command()(kernels)
+bench_app.command()(faults)
 
 
 @bench_app.callback()

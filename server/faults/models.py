@@ -1,0 +1,77 @@
+"""What the memory and the model go through: too many users for it, and very many requests."""
+
+import threading
+from pathlib import Path
+
+from longrec.server.faults.load import write_all
+from longrec.server.faults.report import FaultResult
+from longrec.server.faults.rig import make_rig, processes
+from longrec.server.faults.subject import Subject
+
+__all__ = ["leak", "small_pool"]
+
+LEAK_REQUESTS = 200_000
+WARM_REQUESTS = 20_000
+GROWTH = 1.05
+
+
+def small_pool(subject: Subject, runs: int) -> FaultResult:
+    """400 users take turns in memory for 4: they are evicted and rebuilt all the time."""
+    model, page_size, page_users = subject.config, 16, 4
+    page_bytes = 2 * model.num_layers * page_size * model.num_kv_heads * model.head_dim * 4
+    pages = -(-(model.window - 1 + 2) // page_size) + 1  # a window and two new events, wherever it begins
+    problems: list[str] = []
+    with (
+        make_rig(
+            subject, durability="interval", memory_bytes=page_users * pages * page_bytes, page_size=page_size
+        ) as rig,
+        rig.wire(60.0) as wire,
+    ):
+        books = rig.ledger.open(f"one of many {n}" for n in range(400))
+        for _ in range(3 * runs):
+            problems += write_all(wire, books, 2, k=5)
+        return rig.result("pool of 4 users for 400", runs, *problems[:3])
+
+
+def leak(subject: Subject, runs: int) -> FaultResult:
+    """200,000 requests a run: resident memory of server and stub within 5%, /dev/shm as before."""
+    problems: list[str] = []
+    keep = subject.config.receptive_field + 64
+    with make_rig(subject, durability="interval", max_user_events=keep) as rig:
+        books = rig.ledger.open(f"steady {n}" for n in range(200))
+
+        def write(requests: int) -> None:
+            """16 clients in 4 threads: about a batch of 16 at a time."""
+
+            def work(part: int) -> None:
+                mine = books[part::4]
+                with rig.wire(60.0) as wire:
+                    for _ in range(requests // len(books)):
+                        problems.extend(write_all(wire, mine, 1, k=5)[:1])
+
+            threads = [threading.Thread(target=work, args=(part,)) for part in range(4)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+
+        write(WARM_REQUESTS)
+        before = _resident(rig.repository)
+        for _ in range(runs):
+            write(LEAK_REQUESTS)
+        after = _resident(rig.repository)
+        for name, size in before.items():
+            allowed = size if name == "/dev/shm" else size * GROWTH
+            if after[name] > allowed:
+                problems.append(f"{name}: expected at most {allowed / 1e6:.1f} MB, got {after[name] / 1e6:.1f}")
+        return rig.result("200,000 requests", runs, *problems[:3])
+
+
+def _resident(repository: Path) -> dict[str, float]:
+    """Bytes of the processes' resident memory and of what lies in /dev/shm for them."""
+    sizes: dict[str, float] = {}
+    for name, pids in processes(repository).items():
+        pages = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in pids)
+        sizes[name] = pages * 4096.0
+    sizes["/dev/shm"] = float(sum(path.stat().st_blocks * 512 for path in Path("/dev/shm").glob("longrec_*")))
+    return sizes
