@@ -117,6 +117,8 @@ class EngineConfig(_Config):
             computed in chunks between the batches.
         chunk_events: events of such a chunk, all its users together.
         memory_bytes: size of the page pool, all layers.
+        host_memory_bytes: size of a second pool, in the host's memory, for the memories of users who had to leave the
+            first; 0: there is none, and they are rebuilt from the log. For GPUs, whose pool is smaller than the host's.
         page_size: events of a page (the S of the kernels).
         dtype: of weights, of what is computed and of pages; bfloat16 is what the matrix units of a GPU want.
         cpu_threads: threads of an instance on a CPU; the server and its clients need the other cores.
@@ -144,6 +146,7 @@ class EngineConfig(_Config):
     inline_events: Positive = 64
     chunk_events: Positive = 256
     memory_bytes: Positive = 256 << 20
+    host_memory_bytes: Annotated[int, Field(ge=0)] = 0
     page_size: Annotated[int, AfterValidator(_page_size)] = 32
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     cpu_threads: Positive = 1

@@ -17,11 +17,14 @@ from longrec.errors import DataError
 from longrec.modeling import features
 from longrec.modeling.transformer import Transformer
 from longrec.python_backend.event_log import EventLog
+from longrec.python_backend.host_tier import Saved
 from longrec.python_backend.memory_pool import NO_ROW, NO_TIME, MemoryPool
 from longrec.python_backend.step import StepInputs, StepRunner
 from longrec.python_backend.work import Entry, Rows, Work
 
 __all__ = ["CatchUp", "Caught", "step_inputs"]
+
+EXPERIENCE_EVENTS = 64  # a step of fewer says little of what a rebuild costs
 
 
 class Caught(NamedTuple):
@@ -68,12 +71,16 @@ class CatchUp:
         self.log = log
         self._pool, self._steps, self._model = pool, steps, network.config
         self._start = network.start.detach()
+        self._seconds_per_event = 0.0  # of the last steps of many events, a moving mean
 
     def num_missing(self, work: Work) -> int:
         """Events that the network must see before all of the user's entries are answered."""
         first_after, last_after = work.entries[0].after, work.entries[-1].after
         row = self._pool.row(work.user)
-        return last_after - (self._begin(first_after) if row == NO_ROW else self._usable(row, first_after))
+        if row != NO_ROW:
+            return last_after - self._usable(int(self._pool.length[row]), first_after)
+        saved = self._saved(work)
+        return last_after - (self._begin(first_after) if saved is None else saved.length)
 
     def run(self, works: Sequence[Work], *, each: int, room: int) -> Caught:
         """One step: at most `room` events in all and `each` of a user; entries that it answers leave their works.
@@ -98,7 +105,9 @@ class CatchUp:
         num_read = num_caught_up = 0
         for work, row in zip(works, rows, strict=True):
             after = work.entries[0].after
-            start = self._begin(after) if row == NO_ROW else self._usable(row, after)
+            if row == NO_ROW and self._saved(work) is not None:
+                row = pool.restore(work.user)
+            start = self._begin(after) if row == NO_ROW else self._usable(int(pool.length[row]), after)
             if start == after:
                 found = _pop_until(work, after)
                 entries += found
@@ -131,8 +140,10 @@ class CatchUp:
         began = time.perf_counter()
         output, found = self._advance(parts)
         seconds = time.perf_counter() - began
-        hidden = torch.cat([*states, output]) if states else output
         num_events = sum(len(part.rows) for part in parts)
+        if num_events >= EXPERIENCE_EVENTS:
+            self._seconds_per_event += (seconds / num_events - self._seconds_per_event) * 0.25
+        hidden = torch.cat([*states, output]) if states else output
         answered = [*from_start, *entries, *found]
         return Caught(answered, hidden, failed, len(parts), num_events, num_read, num_caught_up, seconds)
 
@@ -172,11 +183,22 @@ class CatchUp:
         """Where a memory begins that shall answer after so many events."""
         return max(0, after - self._model.receptive_field)
 
-    def _usable(self, row: int, after: int) -> int:
-        """Where to go on from: the end of the row's memory, or of none if that one doesn't help."""
-        length, begin = int(self._pool.length[row]), self._begin(after)
+    def _usable(self, length: int, after: int) -> int:
+        """Where to go on from: the end of a memory of so many events, or of none if that one doesn't help."""
+        begin = self._begin(after)
         # a memory that is ahead has outlived its log: the folder was replaced
         return length if begin <= length <= after else begin
+
+    def _saved(self, work: Work) -> Saved | None:
+        """The user's memory in the tier, if it helps and beats a rebuild."""
+        tier = self._pool.tier
+        saved = None if tier is None else tier.get(work.user)
+        if tier is None or saved is None:
+            return None
+        first, last = work.entries[0].after, work.entries[-1].after
+        helps = self._usable(saved.length, first) == saved.length
+        missing, rebuilt = last - saved.length, last - self._begin(first)
+        return saved if helps and tier.saves_time(saved, missing, rebuilt, self._seconds_per_event) else None
 
     def _time_before(self, user: bytes, position: int) -> int:
         return int(self.log.read(user, position - 1, position)[0, 1]) if position else NO_TIME

@@ -165,7 +165,7 @@ class Engine:
             MachineError: the log can't be read; the rest is up to date.
         """
         seen, pool = self.observations, self.pool
-        seen.evictions = pool.evictions
+        seen.evictions, seen.pages_restored = pool.evictions, pool.pages_restored
         seen.users, seen.pages, seen.pages_free = float(len(pool)), float(pool.num_pages), float(pool.num_free_pages)
         seen.deferred_depth, seen.deferred_oldest_seconds = float(self._deferred.depth), self._deferred.oldest_seconds
         seen.log_lag_seconds = self.log.lag_seconds()

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from longrec.config import EngineConfig, ModelConfig
 from longrec.errors import ArgumentError, MachineError
+from longrec.python_backend.host_tier import HostTier
 from longrec.python_backend.pages import PageFormat, PageStore
 
 __all__ = ["NO_ROW", "NO_TIME", "MemoryPool", "PageTables"]
@@ -49,7 +50,8 @@ class MemoryPool:
         first, length: [rows] int64.
         time: [rows] int64, unix ms of event length - 1, or NO_TIME.
         pinned: [rows] bool; a pinned row is never evicted.
-        evictions: users evicted so far.
+        tier: where the memories of the evicted go; None: nowhere.
+        evictions: users evicted so far. pages_restored: pages that came back from the tier.
 
     Raises:
         ArgumentError: `memory_bytes` can't hold one user's window and one step's events.
@@ -71,9 +73,12 @@ class MemoryPool:
         self.store = PageStore(page, self.num_pages, device)
         rows = self.num_pages  # a user in memory holds a page at least
         self.hidden = torch.zeros(rows, model.dim, dtype=dtype, device=device)
+        self.tier = (
+            HostTier(page, self.hidden, engine.host_memory_bytes) if engine.host_memory_bytes >= page_bytes else None
+        )
         self.first, self.length, self.time = (np.zeros(rows, np.int64) for _ in range(3))
         self.pinned = np.zeros(rows, bool)
-        self.evictions = 0
+        self.evictions = self.pages_restored = 0
         self._used = np.full(rows, _UNUSED)
         self._clock = 0  # steps begun
         self._borrowed = np.zeros(rows, np.int64)  # leading pages of a fork that are the user's
@@ -116,20 +121,46 @@ class MemoryPool:
         Returns:
             The user's row; NO_ROW if all rows belong to the step or are pinned.
         """
+        if self.tier is not None:
+            self.tier.drop(user)
         row = self._rows.get(user, NO_ROW)
         if row != NO_ROW:
             self._release_pages(row)
-        else:
-            if not self._free_rows and not self._evict_one():
-                return NO_ROW
-            row = self._free_rows.pop()
-            self._rows[user], self._users[row] = row, user
+        elif (row := self._take_row(user)) == NO_ROW:
+            return NO_ROW
         self.first[row] = self.length[row] = first
-        self.time[row], self._used[row] = time, self._clock
+        self.time[row] = time
+        return row
+
+    def restore(self, user: bytes) -> int:
+        """Bring a user's memory back from the tier, which must hold it.
+
+        Returns:
+            The user's row, which belongs to the step; NO_ROW if there is no room.
+        """
+        assert self.tier is not None
+        saved = self.tier.get(user)
+        assert saved is not None
+        if len(saved.slots) > self._room() or (row := self._take_row(user)) == NO_ROW:
+            return NO_ROW
+        pages = self._take_pages(len(saved.slots))
+        self.first[row], self.length[row], self.time[row] = saved[:3]
+        self._tables[row, : len(pages)] = pages
+        # making room may have pushed it out of the tier: whoever is evicted goes there
+        if self.tier.get(user) is not saved:
+            self.drop(user)
+            return NO_ROW
+        self.tier.restore(user, self.store, self._index(pages), self.hidden[row])
+        self.pages_restored += len(pages)
         return row
 
     def drop(self, user: bytes) -> None:
         """Forget a user; their pages are free."""
+        if self.tier is not None:
+            self.tier.drop(user)
+        self._drop_row(user)
+
+    def _drop_row(self, user: bytes) -> None:
         row = self._rows.pop(user, NO_ROW)
         if row != NO_ROW:
             self._users[row] = None
@@ -272,12 +303,32 @@ class MemoryPool:
         self._free_pages(self._tables[row, int(self._borrowed[row]) : held])
         self._borrowed[row] = 0
 
-    def _check_room(self, num_rows: int, num_pages: int) -> None:
+    def _room(self) -> int:
+        """Pages that neither the step's users nor pinned ones hold."""
         kept = np.flatnonzero(self.pinned | (self._used == self._clock))
-        if num_pages > self.num_pages - int(self._num_owned(kept).sum()) or num_rows > len(self._users) - len(kept):
+        return self.num_pages - int(self._num_owned(kept).sum())
+
+    def _take_row(self, user: bytes) -> int:
+        """A row for a user who has none, in the step; NO_ROW if all rows belong to the step or are pinned."""
+        if not self._free_rows and not self._evict_one():
+            return NO_ROW
+        row = self._free_rows.pop()
+        self._rows[user], self._users[row], self._used[row] = row, user, self._clock
+        self.first[row] = self.length[row] = 0
+        return row
+
+    def _check_room(self, num_rows: int, num_pages: int) -> None:
+        kept = int(np.count_nonzero(self.pinned | (self._used == self._clock)))
+        if num_pages > self._room() or num_rows > len(self._users) - kept:
             raise MachineError(
                 f"memory_bytes: expected room for {num_rows} more forks of users, got none: raise it, or lower max_beam"
             )
+
+    def _save(self, user: bytes, row: int) -> None:
+        held = int(-((self.first[row] - self.length[row]) // self.page_size))
+        if self.tier is not None and held:
+            memory = int(self.first[row]), int(self.length[row]), int(self.time[row])
+            self.tier.save(user, memory, self.store, self._index(self._tables[row, :held]), self.hidden[row])
 
     def _evict_one(self) -> bool:
         """Drop the user longest unused, not of the running step and not pinned; False if there is none."""
@@ -286,7 +337,8 @@ class MemoryPool:
                 row, used = self._victims.pop()
                 user = self._users[row]
                 if user is not None and self._used[row] == used < self._clock and not self.pinned[row]:
-                    self.drop(user)
+                    self._save(user, row)
+                    self._drop_row(user)
                     self.evictions += 1
                     return True
             self._victims = self._longest_unused()
