@@ -137,6 +137,37 @@ def test_a_batch_of_every_kind(engine, recompute, make_history):
         assert ((because >= len(history) - WINDOW) & (because < len(history))).all()
 
 
+def test_a_step_over_fixed_buffers_as_on_a_gpu(network, log, recompute, make_history):
+    """There the states of a step are overwritten by the next."""
+    config = EngineConfig(page_size=16, memory_bytes=4 << 20)
+    engine, users = Engine(network, log, config, decode_batches=(1, 4, 16)), [b"a", b"b", b"c"]
+    histories = {user: make_history(at, 11 + 9 * at) for at, user in enumerate(users)}
+    engine.answer_all([query(user, history) for user, history in histories.items()])
+    asked = [query(b"a", k=3, horizon=6), query(b"b", k=3, horizon=4, beam=3), query(b"c", k=3, horizon=5, beam=2)]
+    for answer, each in zip(engine.answer_all(asked), asked, strict=True):
+        history, path = histories[each.user], answer.items[:, 0].tolist()
+        for step in range(each.settings.horizon):
+            scores = recompute(extended(history, path[:step]))
+            np.testing.assert_allclose(answer.scores[step], scores[answer.items[step]], atol=TOLERANCE)
+
+
+def test_more_at_once_than_others_should_wait_for(network, log, make_history):
+    """They are answered in turns, all of them, and as each alone is."""
+    engine = Engine(network, log, EngineConfig(page_size=16, memory_bytes=4 << 20, chunk_events=24, inline_events=20))
+    users = [f"many {at}".encode() for at in range(40)]
+    engine.answer_all([query(user, make_history(at, 14)) for at, user in enumerate(users)])
+    for asked in ({"k": 3, "horizon": 5, "beam": 3}, {"k": 3, "explain": 2}):
+        together = engine.answer_all([query(user, **asked) for user in users])
+        assert [answer.error for answer in together] == [None] * 40
+        for user, answer in zip(users[::13], together[::13], strict=True):
+            (alone,) = engine.answer_all([query(user, **asked)])
+            np.testing.assert_allclose(answer.scores, alone.scores, atol=TOLERANCE)
+            if "explain" in asked:
+                np.testing.assert_array_equal(answer.because, alone.because)
+    assert not engine.has_work
+    assert not engine.pool.pinned.any()
+
+
 def test_what_was_seen_is_excluded_in_every_step(engine, recompute, make_history):
     history, user = make_history(3, 60), fresh_user()
     engine.answer_all([query(user, history)])
