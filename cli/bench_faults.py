@@ -23,17 +23,16 @@ def faults(
     from rich.console import Console
 
     from longrec.server.faults.registry import FAULTS, QUICK, run_faults
-    from longrec.server.faults.report import faults_as_json, faults_table
+    from longrec.server.faults.report import FaultResult, faults_as_json, faults_table
 
     names = fault or list(QUICK if quick else FAULTS)
-    results = []
+    results: list[FaultResult] = []
     progress = Console(stderr=True)
     with progress.status("starting") as status:
         outcomes = run_faults(names, quick=quick, runs=runs)
         for name in names:
             status.update(f"{name} ({len(results) + 1} of {len(names)})")
             results.append(next(outcomes))
-        outcomes.close()
     if as_json:
         typer.echo(faults_as_json(results))
     else:

@@ -128,7 +128,8 @@ def _chaos(fault: str, rig: Rig, runs: int, send: Send, stragglers: Sequence[Pen
 
 def _window(wire: Wire, book: Book, send: Send, rng: random.Random) -> list[tuple[Book, NDArray[np.int64], Pending]]:
     """Send the next few requests of a user at once, in any order; those that were not dropped."""
-    at, parts = book.acknowledged, []
+    at = book.acknowledged
+    parts: list[NDArray[np.int64]] = []
     while at < book.length and len(parts) < WINDOW:
         parts.append(book.events(at, min(at + rng.randint(1, 4), book.length)))
         at += len(parts[-1])

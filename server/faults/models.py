@@ -17,13 +17,20 @@ GROWTH = 1.05
 
 def small_pool(subject: Subject, runs: int) -> FaultResult:
     """400 users take turns in memory for 4: they are evicted and rebuilt all the time."""
-    model, page_size, page_users = subject.config, 16, 4
+    model, page_size, most_events = subject.config, 16, 16
     page_bytes = 2 * model.num_layers * page_size * model.num_kv_heads * model.head_dim * 4
-    pages = -(-(model.window - 1 + 2) // page_size) + 1  # a window and two new events, wherever it begins
+    pages = (
+        -(-(model.window - 1 + most_events) // page_size) + 1
+    )  # of a user, wherever the first event lies in its page
     problems: list[str] = []
     with (
         make_rig(
-            subject, durability="interval", memory_bytes=page_users * pages * page_bytes, page_size=page_size
+            subject,
+            durability="interval",
+            memory_bytes=4 * pages * page_bytes,
+            page_size=page_size,
+            inline_events=most_events,
+            chunk_events=most_events,
         ) as rig,
         rig.wire(60.0) as wire,
     ):

@@ -47,7 +47,7 @@ def faults_as_json(results: Sequence[FaultResult]) -> str:
 
 def faults_table(results: Sequence[FaultResult]) -> Table:
     """The same for a terminal."""
-    table = Table("fault", "runs", "acknowledged", "lost", "duplicated", "score difference", "passed")
+    table = Table("fault", "runs", "acknowledged", "lost", "doubled", "score diff", "passed")
     for result in results:
         table.add_row(
             result.fault,

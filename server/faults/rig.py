@@ -105,7 +105,8 @@ class Rig:
 
     def check(self, books: list[Book]) -> _Checked:
         """Compare each user's log with the book, and the server's answer with a recompute of the log."""
-        lost, duplicated, difference, problems = 0, 0, 0.0, []
+        lost, duplicated, difference = 0, 0, 0.0
+        problems: list[str] = []
         log = self.open_log()
         try:
             logs = []

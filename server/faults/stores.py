@@ -4,7 +4,7 @@ import contextlib
 import os
 import resource
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -154,8 +154,8 @@ def _unwritable(folder: Path) -> Iterator[str]:
     yield ""
 
 
-def _done(command: list[str | Path]) -> bool:
+def _done(command: Sequence[object]) -> bool:
     try:
-        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+        return subprocess.run([str(word) for word in command], capture_output=True, check=False).returncode == 0
     except OSError:
         return False

@@ -48,4 +48,5 @@ class Subject:
 
     def scores(self, rows: NDArray[np.int64]) -> NDArray[Any]:
         """Scores [num_items] after a history [n, 2] of items and times, without any memory."""
-        return recompute_scores(self._network, rows[:, 0], rows[:, 1], np.array([len(rows)]))[0]
+        (scores,) = recompute_scores(self._network, rows[:, 0], rows[:, 1], np.array([len(rows)]))
+        return np.asarray(scores)
