@@ -71,7 +71,7 @@ class Engine:
         decode_batches: Sequence[int] | None = None,
         rules: Rules | None = None,
     ) -> None:
-        self.network, self.log, self.config = network, log, config
+        self.network, self.log, self.config, self.rules = network, log, config, rules
         device = network.start.device
         self.pool = MemoryPool(network.config, config, device, network.start.dtype)
         kernels.prepare_attention(self.pool.store.k_pages[0], network.start.dtype)  # compiled now, not during a request
@@ -168,6 +168,8 @@ class Engine:
         seen.evictions, seen.pages_restored = pool.evictions, pool.pages_restored
         seen.users, seen.pages, seen.pages_free = float(len(pool)), float(pool.num_pages), float(pool.num_free_pages)
         seen.deferred_depth, seen.deferred_oldest_seconds = float(self._deferred.depth), self._deferred.oldest_seconds
+        if self.rules is not None:
+            seen.rules_failures, seen.rules_unknown = self.rules.failures, float(self.rules.unknown)
         seen.log_lag_seconds = self.log.lag_seconds()
         used, limit = self.log.size()
         seen.log_bytes, seen.log_bytes_limit = float(used), float(limit)

@@ -46,6 +46,7 @@ COUNTERS: dict[str, tuple[str, str, dict[str, str]]] = {
     "deferred_total": ("longrec_deferred_total", "Queries that took too long to answer at once", {}),
     "background_rebuilds": ("longrec_background_rebuilds_total", "Users given a memory before they asked", {}),
     "pages_restored": ("longrec_memory_pages_restored_total", "Pages that came back from the host's memory", {}),
+    "rules_failures": ("longrec_rules_failures_total", "Times that changed rules files could not be read", {}),
 }
 GAUGES: dict[str, tuple[str, str]] = {
     "users": ("longrec_memory_users", "Users with a memory"),
@@ -54,6 +55,7 @@ GAUGES: dict[str, tuple[str, str]] = {
     "deferred_depth": ("longrec_deferred_depth", "Queries that are deferred now"),
     "deferred_oldest_seconds": ("longrec_deferred_oldest_seconds", "How long the oldest of them has waited"),
     "log_lag_seconds": ("longrec_log_lag_seconds", "Age of the oldest acknowledged event that is not on disk"),
+    "rules_unknown": ("longrec_rules_unknown", "Ids and categories in the rules files that no item has"),
     "log_bytes": ("longrec_log_bytes", "Size of the event log"),
     "log_bytes_limit": ("longrec_log_bytes_limit", "Size that the event log may grow to"),
 }

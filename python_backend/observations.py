@@ -80,9 +80,11 @@ class Observations:
         evictions: users who lost their memory to others.
         deferred_total: queries that were deferred. background_rebuilds: users given a memory before they asked.
         pages_restored: pages that came back from the host's memory.
+        rules_failures: times that changed rules files could not be read, and the old rules stayed.
         users, pages, pages_free: users with a memory, pages of the pool, those that nobody holds.
         deferred_depth, deferred_oldest_seconds: queries that are deferred now, and how long the oldest has waited.
         log_lag_seconds: age of the oldest acknowledged event that isn't on disk.
+        rules_unknown: ids and categories in the rules files that no item has.
         log_bytes, log_bytes_limit: size of the event log, and what it may grow to.
         request_seconds: from a request's arrival in the model to its answer.
         queue_seconds: of a deferred query, from its arrival to its answer.
@@ -109,6 +111,7 @@ class Observations:
     deferred_total: int = 0
     background_rebuilds: int = 0
     pages_restored: int = 0
+    rules_failures: int = 0
 
     users: float = 0.0
     pages: float = 0.0
@@ -116,6 +119,7 @@ class Observations:
     deferred_depth: float = 0.0
     deferred_oldest_seconds: float = 0.0
     log_lag_seconds: float = 0.0
+    rules_unknown: float = 0.0
     log_bytes: float = 0.0
     log_bytes_limit: float = 0.0
 

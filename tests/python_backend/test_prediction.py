@@ -218,6 +218,9 @@ def test_blocked_and_excluded_items_and_categories(network, log, make_history, t
     assert set(whole.items.tolist()) == set(range(NUM_ITEMS)) - {3, 4} | {NO_ITEM}
     assert sorted(some.items.tolist()) == [NO_ITEM, NO_ITEM, NO_ITEM, 2, 6]
     assert set(third.items.tolist()) == set(range(3, NUM_ITEMS, 6)) - {3, 9} | {NO_ITEM}
+    (tmp_path / "blocked.txt").write_bytes(b"\xff")
+    assert not rules.refresh()
+    assert engine.observe().rules_failures == 1
     (tmp_path / "blocked.txt").unlink()
     assert rules.refresh()
     (whole,) = engine.answer_all([query(b"a", k=NUM_ITEMS)])
