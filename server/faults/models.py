@@ -1,14 +1,16 @@
-"""What the memory and the model go through: too many users for it, and very many requests."""
+"""What memory and model go through: too many users, new weights under load, very many requests."""
 
 import threading
 from pathlib import Path
 
-from longrec.server.faults.load import write_all
+from longrec.server.faults.load import Load, write_all
 from longrec.server.faults.report import FaultResult
 from longrec.server.faults.rig import make_rig, processes
 from longrec.server.faults.subject import Subject
+from longrec.server.loading import switch_version
+from longrec.server.repository import write_repository
 
-__all__ = ["leak", "small_pool"]
+__all__ = ["leak", "new_version", "small_pool"]
 
 LEAK_REQUESTS = 200_000
 WARM_REQUESTS = 20_000
@@ -38,6 +40,34 @@ def small_pool(subject: Subject, runs: int) -> FaultResult:
         for _ in range(3 * runs):
             problems += write_all(wire, books, 2, k=5)
         return rig.result("pool of 4 users for 400", runs, *problems[:3])
+
+
+def new_version(subject: Subject, runs: int) -> FaultResult:
+    """Other weights are loaded under load, and the old ones again: no request fails, and each version's answers are its
+    own."""
+    problems: list[str] = []
+    lost, duplicated, difference = 0, 0, 0.0
+    versions = {1: subject, 2: Subject(seed=1)}
+    with make_rig(subject, durability="interval") as rig:
+        write_repository(
+            versions[2].save(rig.folder / "other run"), rig.repository, engine=rig.config, version=2, select=False
+        )
+        books = rig.ledger.open(f"through {n}" for n in range(12))
+        for _ in range(runs):
+            for version in (2, 1):
+                with Load(rig.url, books, seconds=30.0) as load:
+                    load.wait_for(50)
+                    switch_version(rig.repository, version, rig.url)
+                    load.wait_for(50)
+                problems += load.failures
+                rig.subject = versions[version]
+                found = rig.check(books)
+                lost, duplicated = lost + found.lost, duplicated + found.duplicated
+                difference = max(difference, found.difference)
+                problems += found.problems
+        return FaultResult(
+            "new version under load", runs, rig.ledger.acknowledged, lost, duplicated, difference, tuple(problems[:3])
+        )
 
 
 def leak(subject: Subject, runs: int) -> FaultResult:

@@ -52,6 +52,7 @@ FAULTS: Final = {
     "damaged-page": Fault(stores.damaged_page, 3, 1),
     "redis-gone": Fault(stores.redis_gone, 5, 1),
     "small-pool": Fault(models.small_pool, 3, 1),
+    "new-version": Fault(models.new_version, 3, 1),
     "leak": Fault(models.leak, 1, 0),
 }
 QUICK: Final = tuple(name for name, fault in FAULTS.items() if fault.quick_runs)
