@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import threading
 import time
@@ -11,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tritonclient.grpc import InferenceServerClient
+from tritonclient.utils import InferenceServerException
 
 from longrec.catalogue import Catalogue
 from longrec.client import Client, Event
@@ -25,13 +28,15 @@ from longrec.server.watch import WatchConfig, WatchedServer
 
 NUM_ITEMS = 50
 USER = "anna"
+ENGINE = EngineConfig(memory_bytes=8 << 20, log_bytes=64 << 20, durability="commit")
 
 
 class Watching:
     """A watched server in a thread, and the victims that its processes make."""
 
     def __init__(self, repository: Path, config: WatchConfig) -> None:
-        self.server = Server(repository, grpc_port=0, http_port=0, metrics_port=0, start_seconds=60.0)
+        ports = {"grpc_port": 0, "http_port": 0, "metrics_port": 0}
+        self.server = Server(repository, **ports, start_seconds=60.0)
         self.server.start()
         self.watched = WatchedServer(self.server, config)
         self.error: LongrecError | None = None
@@ -72,8 +77,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     catalogue = Catalogue([f"i{item}" for item in range(NUM_ITEMS)], ["title"] * NUM_ITEMS)
     folder = tmp_path_factory.mktemp("watched")
     save_run(folder / "checkpoint", Transformer(config), config, catalogue, {})
-    engine = EngineConfig(memory_bytes=8 << 20, log_bytes=64 << 20, durability="commit")
-    return write_repository(folder / "checkpoint", folder / "repository", engine=engine).parents[1]
+    return write_repository(folder / "checkpoint", folder / "repository", engine=ENGINE).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +162,28 @@ def test_gives_up_a_server_that_no_longer_starts(repository: Path, tmp_path: Pat
     assert "no such device: warp drive" in str(watching.error)
     with pytest.raises(ServerError, match="expected it to run"):
         watching.server.check()
+
+
+@pytest.mark.server
+def test_a_version_that_fails_to_load_restarts_nothing(repository: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(repository, tmp_path / "repository"))
+    watching = Watching(copy, WatchConfig())
+    try:
+        broken = write_repository(repository.parent / "checkpoint", copy, engine=ENGINE, version=2)
+        (broken / "model.py").write_text("raise RuntimeError('no such device: warp drive')")
+        with (
+            InferenceServerClient(watching.server.grpc_url) as client,
+            pytest.raises(InferenceServerException, match="version 2 is at UNAVAILABLE"),
+        ):
+            client.load_model("recommender")
+        write_repository(repository.parent / "checkpoint", copy, engine=ENGINE, version=1)
+        shutil.rmtree(broken)
+        kill_stub(watching)
+        wait_until(lambda: watching.watched.restarts > 0)
+    finally:
+        watching.close()
+    assert watching.watched.restarts == 1
+    assert watching.watched.reason == "a process of model recommender, version 1, has ended: 0 of 1 are left"
 
 
 def test_the_end_of_a_process_can_be_waited_for() -> None:
