@@ -14,7 +14,9 @@ from longrec.kernels.attention_checks import DTYPES, SCALED_DTYPES, check_attent
 from longrec.kernels.attention_plan import AttentionPlan
 from longrec.kernels.checks import check_tensor
 from longrec.kernels.cpu.attention import attend_paged, fits_paged, fits_pages, prepare_paged
+from longrec.kernels.cpu.blocks import prepare_blocks
 from longrec.kernels.cpu.packed import attend_packed
+from longrec.kernels.cpu.topk import prepare_topk
 from longrec.kernels.reference.attention import segment_attention as segment_attention_reference
 from longrec.kernels.segment_attention import AttentionBuffers, call_of
 from longrec.kernels.segment_attention import segment_attention as segment_attention_triton
@@ -25,16 +27,19 @@ __all__ = ["prepare_attention", "segment_attention", "segment_attention_with_gra
 
 
 def prepare_attention(pages: torch.Tensor, dtype: torch.dtype, kind: AttentionKind = "softmax") -> None:
-    """Compile what a CPU needs to attend events of `dtype` over such pages [P, S, Hkv, D], so that no request waits.
+    """Compile what a CPU needs to serve events of `dtype` over such pages [P, S, Hkv, D], so that no request waits:
+    attention, the blocks around it, and the catalogue's top-k.
 
-    Takes 3 to 5 s the first time on a machine, and from then on 2 s, most of them numba's import;
-    `cpu/attention_body.py` says where compiled code is kept. Does nothing on a GPU, or for what the reference attends.
+    Takes 6 to 10 s the first time on a machine, and from then on 2 s, most of them numba's import;
+    `cpu/attention_body.py` says where compiled code is kept. Does nothing on a GPU, or for what the reference does.
 
     Raises:
         MachineError: numba is missing.
     """
     if not pages.is_cuda and dtype == torch.float32 and fits_pages(pages):
         prepare_paged(pages.shape[-1], pages.dtype, kind)
+        prepare_blocks(pages.dtype)
+        prepare_topk(dtype)
 
 
 def segment_attention(

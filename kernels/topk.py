@@ -22,6 +22,7 @@ import triton
 
 from longrec.errors import ArgumentError
 from longrec.kernels.checks import check_tensor, check_values
+from longrec.kernels.cpu.topk import catalogue_topk_cpu
 from longrec.kernels.reference.topk import catalogue_topk as catalogue_topk_reference
 from longrec.kernels.shipped import MAX_REGISTERS, Shipped, target_of
 from longrec.kernels.topk_kernels import best_kernel, brute_kernel, sample_kernel, scan_kernel, threshold_kernel
@@ -250,6 +251,8 @@ def catalogue_topk(
     masks |= {"categories": categories, "allowed": allowed}
     if hidden.is_cuda:
         return catalogue_topk_triton(hidden, items, k, **masks, buffers=buffers)
+    if hidden.dtype != torch.float64:
+        return catalogue_topk_cpu(hidden, items, k, **masks)
     return catalogue_topk_reference(hidden, items, k, **masks)
 
 

@@ -27,6 +27,7 @@ class ServingMemory(NamedTuple):
         slots: [T] int64, page * S + place of each new event; -1: not written.
         max_new, max_memory: upper bounds, for every user, of new events and of events in memory, which size a GPU's
             launches; None: T and the page table's size stand in.
+        k_scales, v_scales: one [P, S, Hkv] float32 a layer, for int8 pages (`memory_layout`); else None.
     """
 
     k_pages: Sequence[Tensor]
@@ -37,11 +38,19 @@ class ServingMemory(NamedTuple):
     slots: Tensor
     max_new: int | None = None
     max_memory: int | None = None
+    k_scales: Sequence[Tensor] | None = None
+    v_scales: Sequence[Tensor] | None = None
 
     def layer(self, index: int) -> kernels.PagedMemory:
         """The past as layer `index` sees it."""
+        scales = (self.k_scales, self.v_scales)
         return kernels.PagedMemory(
-            self.k_pages[index], self.v_pages[index], self.page_indptr, self.page_indices, self.lengths
+            self.k_pages[index],
+            self.v_pages[index],
+            self.page_indptr,
+            self.page_indices,
+            self.lengths,
+            *(None if scale is None else scale[index] for scale in scales),
         )
 
 
@@ -137,6 +146,7 @@ class Transformer(nn.Module):
             x.is_cuda
             and memory.max_new == 1
             and len(x) == len(cu_seqlens) - 1
+            and memory.k_pages[0].dtype == x.dtype
             and kernels.block_decode_fits(config.dim, *heads, page_size, x.dtype)
         )
 
@@ -217,8 +227,22 @@ class Block(nn.Module):
         else:
             past = memory.layer(index)
             q, k, v = qkv.split((heads, kv_heads, kv_heads), dim=1)
-            pages = (past.k_pages, past.v_pages)
-            q, k = kernels.append_memory(q, k, v, positions, memory.slots, *pages, rotary_base=base, validate=False)
+            q, k = kernels.append_memory(
+                q,
+                k,
+                v,
+                positions,
+                memory.slots,
+                past.k_pages,
+                past.v_pages,
+                rotary_base=base,
+                k_scale=past.k_scale,
+                v_scale=past.v_scale,
+                validate=False,
+            )
+            stored = past.k_pages.dtype
+            if stored != q.dtype:  # seen as a later event sees them: an answer doesn't depend on what came together
+                k, v = kernels.as_stored(k, stored), kernels.as_stored(v, stored)
             max_new, max_memory = memory.max_new, memory.max_memory
         # values aren't checked: who packs batches and pages vouches for them, and on a GPU the host would wait
         out, _ = kernels.segment_attention(

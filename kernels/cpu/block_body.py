@@ -22,7 +22,7 @@ from longrec.kernels.cpu.narrow import write_entries
 from longrec.kernels.cpu.primitives import BFLOAT16, FLOAT16, offset, pointer, silu
 from longrec.kernels.cpu.vectors import LANES, multiply_add
 
-__all__ = ["BLOCK_CALL", "ROWS", "after_body", "before_body", "block_floats"]
+__all__ = ["BLOCK_CALL", "OPTIONS", "PAGE_TYPES", "ROWS", "after_body", "before_body", "block_floats", "source_version"]
 
 ROWS = 8  # of a product, whose sums stay in registers; divides every width
 PAGE_TYPES = {"float32": types.float32, "bfloat16": BFLOAT16, "float16": FLOAT16, "int8": types.int8}
@@ -142,7 +142,7 @@ def _gate(gate, up, count):
         gate[n] *= up[n]
 
 
-def _version() -> int:
+def source_version() -> int:
     """Hash of the sources, for the key of numba's cache, which looks at the jitted function's file alone."""
     sources = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))))
     return int(sources.hexdigest()[:8], 16)
@@ -152,7 +152,7 @@ def _version() -> int:
 def before_body(pages: str) -> Callable[..., None]:
     """The part before attention for one page dtype: calls: one `BLOCK_CALL`; scratch: address of `block_floats`
     float32s. Releases the GIL."""
-    version, entry, scaled = _version(), PAGE_TYPES[pages], pages == "int8"
+    version, entry, scaled = source_version(), PAGE_TYPES[pages], pages == "int8"
 
     def before(calls, scratch_address):
         assert version >= 0  # a constant of this function, which makes it part of the cache's key
@@ -203,7 +203,7 @@ def before_body(pages: str) -> Callable[..., None]:
 @functools.cache
 def after_body() -> Callable[..., None]:
     """The part after attention; arguments as `before_body`. Writes x in place."""
-    version = _version()
+    version = source_version()
 
     def after(calls, scratch_address):
         assert version >= 0

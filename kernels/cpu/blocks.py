@@ -51,13 +51,8 @@ def fits_blocks(x: torch.Tensor, weights: BlockWeights, pages: torch.Tensor) -> 
     )
 
 
-def prepare_blocks(head_dim: int, dtype: torch.dtype) -> None:
-    """Compile the parts for one head_dim and page dtype, or load them from numba's cache on disk.
-
-    Raises:
-        MachineError: numba is missing.
-    """
-    paged_body(head_dim, dtype, "softmax")
+def prepare_blocks(dtype: torch.dtype) -> None:
+    """Compile the parts around attention for one page dtype, or load them from numba's cache on disk."""
     _parts(dtype)
 
 

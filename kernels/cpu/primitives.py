@@ -15,6 +15,7 @@ __all__ = [
     "BFLOAT16",
     "FLOAT16",
     "LOWEST",
+    "as_float",
     "bits",
     "exp2",
     "maximum",
@@ -109,7 +110,9 @@ def bits(typing_context, value):
 
 
 @intrinsic
-def _float(typing_context, value):
+def as_float(typing_context, value):
+    """The float32 of an int32's bits."""
+
     def generate(context, builder, signature, arguments):
         return builder.bitcast(arguments[0], ir.FloatType())
 
@@ -132,7 +135,7 @@ def exp2(x):
     p = p * f + float32(C2)
     p = p * f + float32(C1)
     p = p * f + float32(1.0)
-    power = _float(int32((bits(rounded) - int32(0x4B400000) + int32(127)) << int32(23)))
+    power = as_float(int32((bits(rounded) - int32(0x4B400000) + int32(127)) << int32(23)))
     return float32(0.0) if x < low else p * power
 
 

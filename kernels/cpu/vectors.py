@@ -1,4 +1,4 @@
-"""Two products on explicit LLVM vectors, so that no heuristic of a compiler decides whether an inner loop vectorises.
+"""Products and a maximum on explicit LLVM vectors, so that no heuristic decides whether an inner loop vectorises.
 
 Beside `primitives`, whose pointers they take. Sums are float32 in a fixed order: the same input gives the same bits.
 Sizes given as constants must be literals where a jitted function calls these (a closure's integers are).
@@ -13,7 +13,7 @@ from numba.extending import intrinsic
 
 from longrec.kernels.cpu.primitives import widen_value
 
-__all__ = ["dot", "multiply_add"]
+__all__ = ["dot", "multiply_add", "rise"]
 
 FLOAT = ir.FloatType()
 LANES = 16  # of a vector: one 512-bit register, or two of 256 bits
@@ -121,3 +121,42 @@ def multiply_add(typing_context, out, out_stride, a, a_row, a_depth, b, b_stride
 
     index = types.int64
     return types.void(out, index, a, index, index, b, index, index, rows, columns, keep), generate
+
+
+@intrinsic
+def rise(typing_context, peaks, values, count, floor):
+    """peaks[lane] = the largest of floor[lane] and values[n * LANES + lane] over n < count; whether any is above its
+    floor. A NaN is never larger. All float32.
+    """
+
+    def generate(context, builder, signature, arguments):
+        peaks_base, values_base, number, floor_base = arguments
+        index, vector = ir.IntType(64), ir.VectorType(FLOAT, LANES)
+
+        def load(base):
+            return builder.load(builder.bitcast(base, vector.as_pointer()), align=4, typ=vector)
+
+        lowest = load(floor_base)
+        before = builder.block
+        loop, done = (builder.append_basic_block(f"rise.{name}") for name in ("loop", "done"))
+        builder.cbranch(builder.icmp_signed(">", number, index(0)), loop, done)
+
+        builder.position_at_end(loop)
+        n, best = builder.phi(index), builder.phi(vector)
+        row = load(builder.gep(values_base, [builder.mul(n, index(LANES))], source_etype=FLOAT))
+        larger = builder.select(builder.fcmp_ordered(">", row, best), row, best)
+        after = builder.add(n, index(1))
+        builder.cbranch(builder.icmp_signed("<", after, number), loop, done)
+        for phi, first, last in ((n, index(0), after), (best, lowest, larger)):
+            phi.add_incoming(first, before)
+            phi.add_incoming(last, loop)
+
+        builder.position_at_end(done)
+        result = builder.phi(vector)
+        result.add_incoming(lowest, before)
+        result.add_incoming(larger, loop)
+        builder.store(result, builder.bitcast(peaks_base, vector.as_pointer()), align=4)
+        above = builder.bitcast(builder.fcmp_ordered(">", result, lowest), ir.IntType(LANES))
+        return builder.icmp_unsigned("!=", above, ir.IntType(LANES)(0))
+
+    return types.boolean(peaks, values, types.int64, floor), generate

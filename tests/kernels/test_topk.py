@@ -68,3 +68,43 @@ def test_what_does_not_fit_is_named(change, message):
     arguments = {"hidden": torch.zeros(2, 16), "items": torch.zeros(9, 16), "k": 3, **change}
     with pytest.raises(ArgumentError, match=message):
         catalogue_topk(**arguments)
+
+
+@pytest.mark.parametrize(
+    "case", [TopkCase(17, 3001, 50, 256), TopkCase(40, 1682, 64, 10), TopkCase(9, 20_003, 24, 3)], ids=str
+)
+@pytest.mark.parametrize("masked", [False, True])
+def test_many_rows_on_any_number_of_threads(case, masked):
+    hidden, items, masks = case._replace(masked=masked).make()
+    best, order = expected(hidden, items, case.k, masks)
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            scores, indices = catalogue_topk(hidden, items, case.k, **masks)
+            np.testing.assert_array_equal(scores.numpy(), best)
+            np.testing.assert_array_equal(indices.numpy(), order)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_scores_that_are_none_are_no_answers_and_zeros_are_equal():
+    values = [0.0, -0.0, float("nan"), float("-inf"), 3.0, float("inf"), -1.0, float("nan"), 0.0]
+    items = torch.zeros(len(values), 16)
+    items[:, 0] = torch.tensor(values)
+    hidden = torch.zeros(1, 16)
+    hidden[0, 0] = 1.0
+    scores, indices = catalogue_topk(hidden, items, 9)
+    assert indices.tolist() == [[5, 4, 0, 1, 8, 6, -1, -1, -1]]
+    assert scores.tolist() == [[float("inf"), 3.0, 0.0, 0.0, 0.0, -1.0, *[float("-inf")] * 3]]
+
+
+def test_rows_with_any_stride_read_as_their_contiguous_copies():
+    torch.manual_seed(1)
+    hidden, items = torch.randn(5, 40)[:, :24], torch.randn(300, 30)[:, :24]
+    for a, b in zip(
+        catalogue_topk(hidden, items, 7), catalogue_topk(hidden.contiguous(), items.contiguous(), 7), strict=True
+    ):
+        assert torch.equal(a, b)
+    assert catalogue_topk(hidden[:0], items, 7)[0].shape == (0, 7)
+    assert catalogue_topk(hidden, items[:0], 7)[1].tolist() == [[-1] * 7] * 5
