@@ -1,75 +1,20 @@
-"""`longrec bench`: measurements on this machine."""
-
-import json
-from pathlib import Path
-from typing import Annotated
+"""`longrec bench`: measurements on this machine. Each is a file of its own."""
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from longrec.cli.bench_faults import faults
 from longrec.cli.bench_kernels import kernels
+from longrec.cli.bench_server import server
+from longrec.cli.bench_serving import serving
 
 __all__ = ["bench_app"]
 
 bench_app = typer.Typer(help="Measure: ratios and medians in one run.", no_args_is_help=True)
 
-
-bench_app.command()(kernels)
-bench_app.command()(faults)
+for command in (serving, server, kernels, faults):
+    bench_app.command()(command)
 
 
 @bench_app.callback()
 def _group() -> None:
     """Measure: ratios and medians in one run."""
-
-
-@bench_app.command()
-def serving(
-    dataset: Annotated[
-        Path, typer.Argument(help="Dataset folder, as `longrec data` writes it; its users are replayed.")
-    ],
-    url: Annotated[str, typer.Option(help="host:port of a running server's gRPC endpoint.")] = "127.0.0.1:8001",
-    users: Annotated[int, typer.Option(help="How many of the dataset's users.", min=1)] = 200,
-    concurrency: Annotated[
-        list[int] | None, typer.Option(help="Requests in flight; may be repeated. [default: 1, 8, 32]", min=1)
-    ] = None,
-    window_ms: Annotated[int, typer.Option(help="Length of a measuring window; a figure takes three.", min=100)] = 2000,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
-) -> None:
-    """Run perf_analyzer on a running server: warm users, one new event a request.
-
-    The users' logs grow on that server: each gets a key of its own, `bench-…`.
-
-    Example: longrec serve repository & longrec bench serving data/ml-100k --concurrency 1 --concurrency 32
-    """
-    import tempfile
-    from dataclasses import asdict
-
-    from longrec.datasets import Dataset
-    from longrec.server.serving_benchmark import bench_serving
-
-    data = Dataset.load(dataset)
-    histories = {f"bench-{data.users[user]}": data.events(user) for user in range(min(users, len(data.users)))}
-    with tempfile.TemporaryDirectory() as folder:
-        results = bench_serving(
-            url,
-            histories,
-            Path(folder, "requests.json"),
-            concurrency=concurrency or [1, 8, 32],
-            window_ms=window_ms,
-        )
-    if as_json:
-        print(json.dumps([asdict(result) for result in results], indent=2))
-        return
-    table = Table("concurrency", "answers/s", "p50 ms", "p99 ms", "mean batch")
-    for result in results:
-        table.add_row(
-            str(result.concurrency),
-            f"{result.throughput:.0f}",
-            f"{result.p50_ms:.1f}",
-            f"{result.p99_ms:.1f}",
-            f"{result.mean_batch:.1f}",
-        )
-    Console().print(table)

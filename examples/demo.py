@@ -26,10 +26,10 @@ from longrec.config import EngineConfig, ModelConfig, TrainConfig
 from longrec.datasets import Dataset, fetch, leave_one_out
 from longrec.errors import ServerError
 from longrec.modeling import load_network, recompute_scores, save_run
+from longrec.server.bench.running import BatchCounts, bench_server
 from longrec.server.perf_analyzer import PerfResult
 from longrec.server.process import Server
 from longrec.server.repository import write_repository
-from longrec.server.serving_benchmark import BatchCounts, bench_serving
 from longrec.training import ProgressBar, TensorBoard, evaluate, plot_history, ranking_metrics, train
 
 STREAMED_USERS, STREAMED_EVENTS, SHOWN_USERS, K = 100, 20, 3, 10
@@ -199,7 +199,7 @@ def _show(dataset: Dataset, predictions: dict[tuple[int, int], Prediction]) -> N
 def _measure(dataset: Dataset, url: str, out: Path, report: Report) -> None:
     """perf_analyzer on the running server; its users are the dataset's, under keys of their own."""
     histories = {f"bench-{dataset.users[user]}": dataset.events(user) for user in range(STREAMED_USERS)}
-    results = bench_serving(url, histories, out / "requests.json", concurrency=CONCURRENCY)
+    results = bench_server(url, histories, out / "requests.json", concurrency=CONCURRENCY)
     report["perf_analyzer"] = [asdict(result) for result in results]
     _plot_latency(results, out / "latency.png")
 

@@ -109,6 +109,7 @@ def run_perf_analyzer(
     max_windows: int = 10,
     parameters: Mapping[str, int] | None = None,
     analyzer: PerfAnalyzer | None = None,
+    timeout_seconds: float = 120.0,
 ) -> list[PerfResult]:
     """Measure `model` over gRPC, asynchronously, one run a concurrency.
 
@@ -123,11 +124,12 @@ def run_perf_analyzer(
         max_windows: when to give up looking for agreement.
         parameters: request parameters, sent with every request.
         analyzer: which installation; default `find_perf_analyzer()`.
+        timeout_seconds: of a run, beyond its windows.
 
     Raises:
         ArgumentError: a concurrency below 1, or `input_data` isn't there.
         MachineError: there is no perf_analyzer to be had.
-        ServerError: it failed, or requests did; names its last words.
+        ServerError: it failed, or requests did, or it doesn't end; names its last words.
     """
     if any(level < 1 for level in concurrency):
         raise ArgumentError(f"concurrency={list(concurrency)}", "at least 1 each")
@@ -140,17 +142,24 @@ def run_perf_analyzer(
     command += [f"--max-trials={max_windows}"]
     for name, value in (parameters or {}).items():
         command.append(f"--request-parameter={name}:{value}:int")
+    longest = timeout_seconds + max_windows * window_ms / 1000
     results = []
     with tempfile.TemporaryDirectory() as scratch:
         for level in concurrency:
             report = Path(scratch, f"{level}.csv")
-            done = subprocess.run(
-                [*command, f"--concurrency-range={level}", "-f", str(report)],
-                env=analyzer.environment,
-                capture_output=True,
-                text=True,
-                check=False,
-            )
+            try:
+                done = subprocess.run(
+                    [*command, f"--concurrency-range={level}", "-f", str(report)],
+                    env=analyzer.environment,
+                    capture_output=True,
+                    text=True,
+                    check=False,
+                    timeout=longest,
+                )
+            except subprocess.TimeoutExpired:
+                raise ServerError(
+                    f"perf_analyzer at concurrency {level}: expected its end within {longest:g} s; does {url} answer?"
+                ) from None
             if done.returncode or not report.is_file():
                 words = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
                 raise ServerError(f"perf_analyzer at concurrency {level}: {' '.join(words[-3:])}")

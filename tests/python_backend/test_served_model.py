@@ -16,9 +16,9 @@ from longrec.config import EngineConfig
 from longrec.errors import ServerError
 from longrec.modeling import recompute_scores, save_run
 from longrec.protocol import BECAUSE, CANDIDATE, EVENT, ITEMS, MODEL, SCORES, STATE, USER
+from longrec.server.bench.running import BatchCounts
 from longrec.server.process import Server
 from longrec.server.repository import write_repository
-from longrec.server.serving_benchmark import BatchCounts
 
 pytestmark = pytest.mark.server
 

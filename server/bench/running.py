@@ -1,4 +1,4 @@
-"""The serving benchmark: warm users, and perf_analyzer's requests for them, on a running server.
+"""perf_analyzer on a running server: warm users, and requests for them.
 
 perf_analyzer's own user keys always rise, so that each request would meet a cold user: users, events and shapes come
 from a data file instead. Knows no data set: histories are handed in.
@@ -17,7 +17,7 @@ from longrec.errors import ArgumentError, ServerError
 from longrec.protocol import CANDIDATE, EVENT, EVENT_COLUMNS, MODEL, UNCHECKED_POSITION, USER, Status
 from longrec.server.perf_analyzer import PerfResult, run_perf_analyzer
 
-__all__ = ["BatchCounts", "bench_serving", "warm_users", "write_requests"]
+__all__ = ["BatchCounts", "bench_server", "warm_users", "write_requests"]
 
 CHUNK_EVENTS = 512
 
@@ -72,7 +72,7 @@ def write_requests(path: Path, requests: Sequence[tuple[str, NDArray[np.int64]]]
     path.write_text(json.dumps({"data": data}))
 
 
-def bench_serving(
+def bench_server(
     url: str,
     histories: Mapping[str, NDArray[np.int64]],
     requests: Path,

@@ -1,0 +1,95 @@
+"""What the benchmark measures with: a trained network, a dataset's histories and longer ones in its likeness, and a
+server of their own in a scratch folder."""
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from numpy.typing import NDArray
+
+from longrec.config import EngineConfig
+from longrec.datasets import Dataset
+from longrec.errors import DataError
+from longrec.modeling import Transformer, load_network, save_run
+from longrec.server.process import Server
+from longrec.server.repository import write_repository
+
+__all__ = ["History", "Material", "load_material"]
+
+History = NDArray[np.int64]  # [n, 2] item, unix ms
+
+
+@dataclass(frozen=True)
+class Material:
+    """A network and data in its catalogue.
+
+    Args:
+        network: in evaluation mode, on the CPU.
+        dataset: with the network's catalogue.
+        scratch: folder for repositories and logs.
+    """
+
+    network: Transformer
+    dataset: Dataset
+    scratch: Path
+
+    def with_window(self, window: int) -> "Material":
+        """The same weights, with another attention window."""
+        network = Transformer(self.network.config.model_copy(update={"window": window}))
+        network.load_state_dict(self.network.state_dict())
+        return replace(self, network=network.eval())
+
+    def recorded(self, limit: int) -> list[History]:
+        """The first users' histories, as the dataset has them; at most `limit` users."""
+        return [self.dataset.events(user)[:, 1:] for user in range(min(limit, len(self.dataset.users)))]
+
+    def drawn(self, lengths: Sequence[int], seed: int = 0) -> list[History]:
+        """Histories of these lengths: items and gaps drawn from all of the dataset's."""
+        rng = np.random.default_rng(seed)
+        gaps = np.diff(self.dataset.times_ms)
+        gaps = gaps[gaps >= 0] if (gaps >= 0).any() else np.zeros(1, np.int64)
+        began = int(self.dataset.times_ms.min())
+        return [
+            np.stack((rng.choice(self.dataset.items, length), began + np.cumsum(rng.choice(gaps, length))), axis=1)
+            for length in lengths
+        ]
+
+    @contextmanager
+    def serve(self, engine: EngineConfig, extras: Collection[str] = ()) -> Iterator[Server]:
+        """A server of the network on free ports, with an empty event log; gone with all its files afterwards.
+
+        Args:
+            engine: the settings.
+            extras: further models, as `write_repository`.
+
+        Raises:
+            MachineError, ServerError: as `Server.start`.
+        """
+        with TemporaryDirectory(prefix="serve-", dir=self.scratch) as folder:
+            server = self.server(Path(folder), engine, extras)
+            with server:
+                yield server
+
+    def server(self, folder: Path, engine: EngineConfig, extras: Collection[str] = ()) -> Server:
+        """The same, not started yet, in a folder of the caller's; its event log will be `folder/event_log`."""
+        save_run(folder / "run", self.network, self.network.config, self.dataset.catalogue, {})
+        write_repository(folder / "run", folder / "repository", engine=engine, extras=extras)
+        return Server(folder / "repository", grpc_port=0, http_port=0, metrics_port=0)
+
+
+def load_material(run: Path, dataset: Path, scratch: Path) -> Material:
+    """Read a run and a dataset that fit each other.
+
+    Raises:
+        CheckpointError, DataError: as `load_network` and `Dataset.load`, and where the catalogues differ.
+    """
+    network, checkpoint = load_network(run)
+    data = Dataset.load(dataset)
+    if checkpoint.catalogue.ids != data.catalogue.ids:
+        raise DataError(f"{dataset}: expected the catalogue of {run}, got another; train on this dataset")
+    if not len(data):
+        raise DataError(f"{dataset}: expected events, got none")
+    return Material(network, data, scratch)

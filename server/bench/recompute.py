@@ -1,0 +1,180 @@
+"""Part `recompute`: what memory is worth, against the same network without it, by the length of the history.
+
+The window is wider than every history, so that a history counts whole.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from longrec.config import EngineConfig
+from longrec.errors import ServerError
+from longrec.protocol import MODEL, UNCHECKED_POSITION
+from longrec.python_backend.engine import Engine
+from longrec.python_backend.event_log.lmdb_log import LmdbLog
+from longrec.python_backend.event_log.log import Append
+from longrec.python_backend.query import Answer, Query
+from longrec.python_backend.recompute import RecomputeEngine
+from longrec.server.bench.load import fill
+from longrec.server.bench.material import History, Material
+from longrec.server.bench.running import write_requests
+from longrec.server.bench.threads import one_thread
+from longrec.server.model_configs import EXTRAS
+from longrec.server.perf_analyzer import run_perf_analyzer
+
+__all__ = ["HistoryPlan", "HistoryResult", "RecomputePlan", "measure_recompute"]
+
+WINDOW = 4096
+TOLERANCE = 1e-4  # of scores: float32, sums in another order
+NO_EVENTS = np.empty((0, 2), np.int64)
+K = 10
+
+
+@dataclass(frozen=True)
+class HistoryPlan:
+    """One length of history.
+
+    Args:
+        history: events of each user before the measured one.
+        repeats: steps in process, each of other users, so that no history grows.
+        users: through the server. Each run appends: the more users, the less their histories grow.
+        window_ms: of perf_analyzer; the baseline must answer several batches in it.
+    """
+
+    history: int
+    repeats: int
+    users: int
+    window_ms: int
+
+
+@dataclass(frozen=True)
+class RecomputePlan:
+    """How much to measure.
+
+    Args:
+        histories: the lengths.
+        batch: users of a step, one event each.
+        concurrency: requests in flight.
+        rounds: runs of perf_analyzer on each model, in turns.
+    """
+
+    histories: tuple[HistoryPlan, ...] = (
+        HistoryPlan(128, 15, 1024, 1000),
+        HistoryPlan(512, 11, 512, 1000),
+        HistoryPlan(2048, 7, 128, 2000),
+    )
+    batch: int = 16
+    concurrency: int = 32
+    rounds: int = 3
+
+
+@dataclass(frozen=True)
+class HistoryResult:
+    """At one length: seconds of a step, answers a second; of the engine, and of the one without memory."""
+
+    history: int
+    step_seconds: float
+    recompute_step_seconds: float
+    throughput: float
+    recompute_throughput: float
+
+    @property
+    def step_ratio(self) -> float:
+        """How many times longer a step takes without memory."""
+        return self.recompute_step_seconds / self.step_seconds
+
+    @property
+    def throughput_ratio(self) -> float:
+        """How many times more is answered with memory."""
+        return self.throughput / self.recompute_throughput
+
+
+def measure_recompute(material: Material, plan: RecomputePlan) -> tuple[HistoryResult, ...]:
+    """Steps in process, then both models in one server.
+
+    Raises:
+        MachineError, ServerError: as `Server.start` and `run_perf_analyzer`; and where the two engines' answers differ.
+    """
+    wide = material.with_window(WINDOW)
+    with one_thread():
+        steps = [_measure_steps(wide, part, plan.batch) for part in plan.histories]
+    with wide.serve(EngineConfig(memory_bytes=1 << 30), ["recompute"]) as server:
+        throughputs = [_measure_throughput(wide, server.grpc_url, part, plan) for part in plan.histories]
+    return tuple(
+        HistoryResult(part.history, *seconds, *throughput)
+        for part, seconds, throughput in zip(plan.histories, steps, throughputs, strict=True)
+    )
+
+
+def _measure_steps(material: Material, plan: HistoryPlan, batch: int) -> tuple[float, float]:
+    """Seconds of a whole step, log and ranking included: medians of calls in turns."""
+    count = batch * (1 + plan.repeats)
+    users = [f"user-{number}".encode() for number in range(count)]
+    histories = material.drawn([plan.history + 1] * count, seed=plan.history)
+    with TemporaryDirectory(dir=material.scratch) as folder:
+        logs = [LmdbLog(Path(folder, name), durability="none", max_bytes=1 << 30) for name in ("memory", "recompute")]
+        try:
+            engines = (
+                Engine(material.network, logs[0], EngineConfig(memory_bytes=1 << 30)),
+                RecomputeEngine(
+                    material.network,
+                    logs[1],
+                    EngineConfig(memory_bytes=64 << 20, inline_events=2048, max_horizon=1, max_explain=0),
+                ),
+            )
+            for log in logs:
+                log.append([Append(user, 0, rows[:-1]) for user, rows in zip(users, histories, strict=True)])
+            engines[0].answer_all([Query(user, NO_EVENTS, UNCHECKED_POSITION, None, 1) for user in users])
+            rounds = []
+            for begin in range(0, count, batch):
+                part = slice(begin, begin + batch)
+                rounds.append(_one_round(engines, users[part], histories[part]))
+        finally:
+            for log in logs:
+                log.close()
+    engine, recompute = zip(*rounds[1:], strict=True)  # the first call of each compiles and allocates
+    return median(engine), median(recompute)
+
+
+def _one_round(
+    engines: tuple[Engine, RecomputeEngine], users: Sequence[bytes], histories: Sequence[History]
+) -> tuple[float, float]:
+    queries = [Query(user, rows[-1:], len(rows) - 1, None, K) for user, rows in zip(users, histories, strict=True)]
+    seconds, answers = [], []
+    for engine in engines:
+        began = time.perf_counter()
+        answered = engine.answer(queries)
+        seconds.append(time.perf_counter() - began)
+        answers.append([answer for answer in answered if isinstance(answer, Answer)])
+    for one, other in zip(*answers, strict=True):
+        if one.error or other.error or not np.allclose(one.scores, other.scores, atol=TOLERANCE, rtol=0):
+            raise ServerError(
+                "recompute: expected both engines' scores to agree, got others: no ratio of wrong answers"
+            )
+    if len(answers[0]) != len(queries):
+        raise ServerError("recompute: expected every warm user to be answered at once, got deferred answers")
+    return seconds[0], seconds[1]
+
+
+def _measure_throughput(material: Material, url: str, part: HistoryPlan, plan: RecomputePlan) -> tuple[float, float]:
+    """Answers a second: medians of runs in turns."""
+    users = [f"history-{part.history}-{number}" for number in range(part.users)]
+    histories = material.drawn([part.history] * part.users, seed=part.history)
+    runs: dict[str, list[float]] = {MODEL: [], EXTRAS["recompute"].name: []}
+    for model in runs:
+        fill(url, users, histories, warm=model == MODEL, model=model)
+    with TemporaryDirectory(dir=material.scratch) as folder:
+        requests = Path(folder, "requests.json")
+        last = [np.array([[UNCHECKED_POSITION, *history[-1]]]) for history in histories]
+        write_requests(requests, list(zip(users, last, strict=True)))
+        for _ in range(plan.rounds):
+            for model, results in runs.items():
+                (result,) = run_perf_analyzer(url, model, requests, [plan.concurrency], window_ms=part.window_ms)
+                results.append(result.throughput)
+    engine, recompute = runs.values()
+    return median(engine), median(recompute)
