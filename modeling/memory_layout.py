@@ -10,22 +10,29 @@ __all__ = ["MemoryLayout", "memory_layout"]
 
 
 class MemoryLayout(NamedTuple):
-    """One page in one layer: keys and values alike.
+    """A page: keys and values of some events in all layers.
 
     Args:
-        shape: (S, Hkv, D) of a page's keys, and of its values. dtype: of both.
-        scale_shape: (S, Hkv) of the float32 scales of each; None: there are none.
+        num_layers: of the network.
+        shape: (S, Hkv, D) of a layer's keys, and of its values. dtype: of both; int8 entries have a float32 scale for
+            each event and head.
     """
 
+    num_layers: int
     shape: tuple[int, int, int]
     dtype: torch.dtype
-    scale_shape: tuple[int, int] | None
 
-    def page_bytes(self, num_layers: int) -> int:
+    @property
+    def has_scales(self) -> bool:
+        """Whether entries are quantised."""
+        return self.dtype == torch.int8
+
+    @property
+    def page_bytes(self) -> int:
         """Bytes of a page in all layers, keys, values and scales."""
         events, heads, dim = self.shape
-        scale = 0 if self.scale_shape is None else torch.float32.itemsize
-        return 2 * num_layers * events * heads * (dim * self.dtype.itemsize + scale)
+        scale = torch.float32.itemsize if self.has_scales else 0
+        return 2 * self.num_layers * events * heads * (dim * self.dtype.itemsize + scale)
 
 
 def memory_layout(model: ModelConfig, dtype: torch.dtype, memory_dtype: str, page_size: int) -> MemoryLayout:
@@ -36,5 +43,4 @@ def memory_layout(model: ModelConfig, dtype: torch.dtype, memory_dtype: str, pag
         memory_dtype: as in `EngineConfig`: "same" is `dtype`.
     """
     stored = dtype if memory_dtype == "same" else getattr(torch, memory_dtype)
-    heads = (page_size, model.num_kv_heads)
-    return MemoryLayout((*heads, model.head_dim), stored, heads if stored == torch.int8 else None)
+    return MemoryLayout(model.num_layers, (page_size, model.num_kv_heads, model.head_dim), stored)

@@ -76,6 +76,7 @@ class Engine:
         self.pool = MemoryPool(network.config, config, device, network.start.dtype)
         kernels.prepare_attention(self.pool.store.k_pages[0], network.start.dtype)  # compiled now, not during a request
         steps = StepRunner(network, self.pool, decode_batches)
+        steps.warm_up()
         self._catch_up = CatchUp(network, log, self.pool, steps)
         self._predictor = Predictor(network, log, self.pool, steps, config, rules)
         half_the_pool = self.pool.num_pages // 2 // self.pool.pages_per_user  # the other half is for those who are warm

@@ -56,6 +56,8 @@ class Explainer:
             torch.full((len(rows),), -1, device=device),
             max_new=1,
             max_memory=int(lengths.max()),
+            k_scales=pool.store.k_scales,
+            v_scales=pool.store.v_scales,
         )
         table = network.item_table
         vectors = table[tensor(np.maximum(ranked, 0))]  # [B, k, dim]

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import torch
 
-from longrec.python_backend.pages import PageFormat, PageStore
+from longrec.modeling.memory_layout import MemoryLayout
+from longrec.python_backend.pages import PageStore
 
 __all__ = ["HostTier", "Saved"]
 
@@ -36,7 +37,7 @@ class HostTier:
     """Memories within `num_bytes` of host memory; the one saved first goes first.
 
     Args:
-        page: what pages are made of.
+        layout: what pages are made of.
         hidden: [rows, dim], the pool's states; its dtype and device count.
         num_bytes: size of the tier.
 
@@ -44,12 +45,12 @@ class HostTier:
         bytes_per_second: measured between the tier and the device.
     """
 
-    def __init__(self, page: PageFormat, hidden: torch.Tensor, num_bytes: int) -> None:
-        self._page, self._device, self._pinned = page, hidden.device, hidden.is_cuda
-        num_slots = num_bytes // page.num_bytes
-        shape = (num_slots, 2 * page.num_layers, page.page_size, page.num_kv_heads)
-        self._entries = self._on_host((*shape, page.head_dim), page.dtype)
-        self._scales = self._on_host(shape, torch.float32) if page.has_scales else None
+    def __init__(self, layout: MemoryLayout, hidden: torch.Tensor, num_bytes: int) -> None:
+        self._layout, self._device, self._pinned = layout, hidden.device, hidden.is_cuda
+        num_slots = num_bytes // layout.page_bytes
+        shape = (num_slots, 2 * layout.num_layers, *layout.shape)
+        self._entries = self._on_host(shape, layout.dtype)
+        self._scales = self._on_host(shape[:-1], torch.float32) if layout.has_scales else None
         self._hidden = self._on_host((num_slots, hidden.shape[1]), hidden.dtype)  # in the row of a user's first slot
         self._free = list(range(num_slots - 1, -1, -1))
         self._saved: OrderedDict[bytes, Saved] = OrderedDict()
@@ -117,7 +118,7 @@ class HostTier:
         """
         if not seconds_per_event:
             return num_missing <= num_rebuilt
-        copying = len(saved.slots) * self._page.num_bytes / self.bytes_per_second
+        copying = len(saved.slots) * self._layout.page_bytes / self.bytes_per_second
         return copying + num_missing * seconds_per_event < num_rebuilt * seconds_per_event
 
     def _on_host(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
@@ -131,7 +132,7 @@ class HostTier:
             _copy_in(self._entries, slots, self._device)
             if self._pinned:
                 torch.cuda.synchronize(self._device)
-            copied += len(slots) * self._page.num_bytes
+            copied += len(slots) * self._layout.page_bytes
         return copied / seconds
 
 

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from longrec.config import EngineConfig, ModelConfig
 from longrec.errors import ArgumentError, MachineError
+from longrec.modeling.memory_layout import memory_layout
 from longrec.python_backend.host_tier import HostTier
-from longrec.python_backend.pages import PageFormat, PageStore
+from longrec.python_backend.pages import PageStore
 
 __all__ = ["NO_ROW", "NO_TIME", "MemoryPool", "PageTables"]
 
@@ -58,8 +59,8 @@ class MemoryPool:
     """
 
     def __init__(self, model: ModelConfig, engine: EngineConfig, device: torch.device, dtype: torch.dtype) -> None:
-        page = PageFormat.of(model, engine.page_size, dtype)
-        page_bytes = page.num_bytes
+        layout = memory_layout(model, dtype, engine.memory_dtype, engine.page_size)
+        page_bytes = layout.page_bytes
         self.num_pages = engine.memory_bytes // page_bytes
         most_new = max(engine.inline_events, engine.chunk_events)
         self.pages_per_user = -(-(model.window + most_new) // engine.page_size) + 1
@@ -70,11 +71,11 @@ class MemoryPool:
                 remedy="raise it, or lower chunk_events and inline_events",
             )
         self.page_size, self.window = engine.page_size, model.window
-        self.store = PageStore(page, self.num_pages, device)
+        self.store = PageStore(layout, self.num_pages, device)
         rows = self.num_pages  # a user in memory holds a page at least
         self.hidden = torch.zeros(rows, model.dim, dtype=dtype, device=device)
         self.tier = (
-            HostTier(page, self.hidden, engine.host_memory_bytes) if engine.host_memory_bytes >= page_bytes else None
+            HostTier(layout, self.hidden, engine.host_memory_bytes) if engine.host_memory_bytes >= page_bytes else None
         )
         self.first, self.length, self.time = (np.zeros(rows, np.int64) for _ in range(3))
         self.pinned = np.zeros(rows, bool)

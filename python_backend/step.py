@@ -58,6 +58,12 @@ class StepRunner:
         # the largest first: the graphs share one pool of memory, which it sizes
         self._decodes = [DecodeStep(network, pool, batch) for batch in sorted(decode_batches, reverse=True)][::-1]
 
+    @torch.inference_mode()
+    def warm_up(self) -> None:
+        """Run an event of nobody's, which is written nowhere: what is done once is done now, not during a request."""
+        one, none = np.zeros(1, np.int64), np.zeros(2, np.int32)
+        self.run(StepInputs(one, one, one, one - 1, np.array([0, 1], np.int32), none, none[:0], none[:1]))
+
     def run(self, inputs: StepInputs) -> torch.Tensor:
         """Hidden states [T, dim] of the new events, whose keys and values are then in the pool's pages.
 
@@ -80,6 +86,8 @@ class StepRunner:
             slots,
             max_new=int(np.diff(inputs.cu_seqlens).max()),
             max_memory=int(inputs.lengths.max()),
+            k_scales=self._pool.store.k_scales,
+            v_scales=self._pool.store.v_scales,
         )
         hidden: torch.Tensor = self._network(items, gaps, positions, cu_seqlens, memory)
         return hidden
@@ -120,6 +128,8 @@ class DecodeStep:
             self._device64[3],
             max_new=1,
             max_memory=pages_per_user * pool.page_size,
+            k_scales=pool.store.k_scales,
+            v_scales=pool.store.v_scales,
         )
         self._cu_seqlens = torch.arange(batch + 1, dtype=torch.int32, device=device)
         self._clear(0, 0)

@@ -97,8 +97,7 @@ def measure_residency(material: Material, plan: ResidencyPlan) -> ResidencyResul
 
 def _bytes_per_event(pool: MemoryPool) -> float:
     """Of keys, values and their scales in all layers."""
-    stored = [*pool.k_pages, *pool.v_pages, *getattr(pool, "k_scales", ()), *getattr(pool, "v_scales", ())]
-    return sum(tensor.nbytes for tensor in stored if tensor is not None) / (pool.num_pages * pool.page_size)
+    return sum(tensor.nbytes for tensor in pool.store.tensors) / (pool.num_pages * pool.page_size)
 
 
 def _ranks(engine: Engine, material: Material, limit: int) -> Iterator[NDArray[np.int64]]:

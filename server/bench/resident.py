@@ -53,7 +53,7 @@ def bytes_per_idle_user(model: ModelConfig, users: int, events: int, folder: Pat
         del small
         before = _anonymous_bytes()
         engine = Engine(network, log, EngineConfig(memory_bytes=page_bytes * pages))
-        for tensor in (*engine.pool.k_pages, *engine.pool.v_pages):
+        for tensor in engine.pool.store.tensors:
             tensor.fill_(0)
         _make_resident(engine, [f"user-{number}" for number in range(users)], events)
         if len(engine.pool) != users:

@@ -14,8 +14,8 @@ def memory(dtype: torch.dtype, stored: str) -> ServingMemory:
     layout = memory_layout(MODEL, dtype, stored, 16)
     pages = [[torch.zeros(PAGES, *layout.shape, dtype=layout.dtype) for _ in range(2)] for _ in range(2)]
     scales = None
-    if layout.scale_shape is not None:
-        scales = [[torch.zeros(PAGES, *layout.scale_shape) for _ in range(2)] for _ in range(2)]
+    if layout.has_scales:
+        scales = [[torch.zeros(PAGES, *layout.shape[:2]) for _ in range(2)] for _ in range(2)]
     empty = torch.zeros(0, dtype=torch.int32)
     made = ServingMemory(*pages, empty, empty, empty, empty)
     return made if scales is None else made._replace(k_scales=scales[0], v_scales=scales[1])
@@ -41,8 +41,8 @@ def states(net: Transformer, held: ServingMemory, pieces: list[int]) -> torch.Te
 
 
 def test_int8_takes_less_than_a_third_of_float32() -> None:
-    small = memory_layout(MODEL, torch.float32, "int8", 32).page_bytes(2)
-    assert small / memory_layout(MODEL, torch.float32, "same", 32).page_bytes(2) == (32 + 4) / (4 * 32) <= 0.30
+    small = memory_layout(MODEL, torch.float32, "int8", 32).page_bytes
+    assert small / memory_layout(MODEL, torch.float32, "same", 32).page_bytes == (32 + 4) / (4 * 32) <= 0.30
     assert memory_layout(MODEL, torch.bfloat16, "same", 32).dtype == torch.bfloat16
 
 

@@ -37,6 +37,23 @@ def test_streamed_equals_recomputed(make_engine, make_history, recompute, step):
         assert_ranks(answer, recompute(history[: start + step]))
 
 
+@pytest.mark.parametrize(("memory_dtype", "tolerance"), [("int8", 0.03), ("bfloat16", 0.02), ("float16", 0.002)])
+def test_narrow_memory_answers_nearly_as_float32_however_the_history_arrives(
+    make_engine, make_history, recompute, memory_dtype, tolerance
+):
+    engine, history = make_engine(memory_dtype=memory_dtype), make_history(1, 61)
+    assert engine.pool.store.k_pages[0].dtype == getattr(torch, memory_dtype)
+    (whole,) = engine.answer_all([query("whole", history, 0, 61, k=97)])
+    for start in range(61):
+        (answer,) = engine.answer_all([query("single", history, start, start + 1, k=97)])
+    by_item = np.empty((2, 97))
+    for row, found in zip(by_item, (whole, answer), strict=True):
+        row[found.items] = found.scores
+    exact = recompute(history)
+    np.testing.assert_allclose(by_item[0], by_item[1], atol=tolerance * np.abs(exact).max() / 10)
+    assert np.abs(by_item[0] - exact).max() < tolerance * np.abs(exact).max()
+
+
 def test_before_the_first_event_the_start_state_answers(make_engine, recompute):
     (answer,) = make_engine().answer_all([query("nobody", EMPTY, 0, 0)])
     assert answer.length == 0

@@ -5,13 +5,14 @@ import pytest
 import torch
 
 from longrec.config import EngineConfig
+from longrec.modeling import MemoryLayout
 from longrec.python_backend.engine import Engine
 from longrec.python_backend.host_tier import HostTier, Saved
-from longrec.python_backend.pages import PageFormat, PageStore
+from longrec.python_backend.pages import PageStore
 from longrec.python_backend.query import Query
 
 PAGE_BYTES = 2 * 2 * 16 * 2 * 8 * 4  # of the test network
-PAGE = PageFormat(num_layers=2, page_size=16, num_kv_heads=1, head_dim=8, dtype=torch.float32)
+PAGE = MemoryLayout(num_layers=2, shape=(16, 1, 8), dtype=torch.float32)
 SCALED = PAGE._replace(dtype=torch.int8)
 
 
@@ -65,7 +66,7 @@ def test_pages_scales_and_state_return_as_they_were(page):
         tensor.copy_(torch.randint(-100, 100, tensor.shape, generator=generator))
     before = [tensor.clone() for tensor in store.tensors]
     hidden = torch.randn(8, 8, generator=generator)
-    tier = HostTier(page, hidden, 4 * page.num_bytes)
+    tier = HostTier(page, hidden, 4 * page.page_bytes)
     state = hidden[3].clone()
     tier.save(b"u", (0, 40, 7), store, torch.tensor([5, 1, 6]), hidden[3])
     assert tier.get(b"u")[:3] == (0, 40, 7)
@@ -80,15 +81,15 @@ def test_pages_scales_and_state_return_as_they_were(page):
 
 def test_the_first_saved_goes_first_and_what_is_too_large_is_not_kept():
     store, hidden = PageStore(PAGE, 8, torch.device("cpu")), torch.zeros(8, 8)
-    tier = HostTier(PAGE, hidden, 4 * PAGE.num_bytes)
+    tier = HostTier(PAGE, hidden, 4 * PAGE.page_bytes)
     for user, pages in ((b"a", [0, 1]), (b"b", [2]), (b"c", [3, 4]), (b"d", [0, 1, 2, 3, 4])):
         tier.save(user, (0, 10, 0), store, torch.tensor(pages), hidden[0])
     assert [user for user in (b"a", b"b", b"c", b"d") if tier.get(user)] == [b"b", b"c"]
 
 
 def test_the_quicker_way_is_taken():
-    tier = HostTier(PAGE, torch.zeros(8, 8), 4 * PAGE.num_bytes)
-    tier.bytes_per_second = 1000.0 * PAGE.num_bytes  # a page a millisecond
+    tier = HostTier(PAGE, torch.zeros(8, 8), 4 * PAGE.page_bytes)
+    tier.bytes_per_second = 1000.0 * PAGE.page_bytes  # a page a millisecond
     saved = Saved(0, 40, 0, (0, 1))
     assert tier.saves_time(saved, 5, 45, seconds_per_event=1e-3)
     assert not tier.saves_time(saved, 5, 45, seconds_per_event=1e-5)
