@@ -73,6 +73,19 @@ def total(series: Series, name: str, **labels: str) -> float:
     return sum(value for (family, own), value in series.items() if family == name and own >= set(labels.items()))
 
 
+def published(server: Server) -> Series:
+    """A scrape that tells of everything up to the first event of all."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        series = scrape(server)
+        # the sum of the batches is published last
+        whole = total(series, "longrec_batch_queries_sum") == total(series, "longrec_queries_total")
+        if whole and total(series, "longrec_events_appended_total") == 1:
+            return series
+        time.sleep(0.05)
+    raise AssertionError("nothing was published")
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     torch.manual_seed(0)
@@ -130,8 +143,9 @@ def test_every_series_of_the_engine_is_on_the_dashboard(scraped: Series) -> None
 
 @pytest.mark.server
 def test_counts_are_those_of_the_requests(server: Server) -> None:
-    before = scrape(server)
     with Client(server.grpc_url) as client:
+        client.recommend(user="first", events=[Event(item=1, time_ms=1000)], k=3)
+        before = published(server)
         for user in ("anna", "bert"):
             events = [Event(item=item, time_ms=1000 * item, position=item) for item in range(5)]
             client.recommend(user=user, events=events, k=3)
