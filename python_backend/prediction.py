@@ -184,7 +184,7 @@ class Predictor:
     ) -> list[int]:
         """Fill in answers or failures; those that had no room are returned."""
         roots: dict[int, Root] = {}
-        states = dict(zip(numbers, hidden[numbers].clone(), strict=True))  # the first step overwrites `hidden`
+        states = dict(zip(numbers, hidden[numbers], strict=True))  # copies: the first step overwrites `hidden`
         for number in numbers:
             entry = entries[number]
             try:

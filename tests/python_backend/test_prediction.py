@@ -1,6 +1,7 @@
 """Predictions through the engine, against scores recomputed from scratch: masks, rollouts, explanations."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -227,11 +228,12 @@ def test_blocked_and_excluded_items_and_categories(network, log, make_history, t
     assert set(whole.items.tolist()) == set(range(NUM_ITEMS))
 
 
-@pytest.mark.parametrize("length", [0, 1, 2, 13, 29, 64])
+@pytest.mark.parametrize("length", [0, 1, 2, 13, 27, 29, 43, 64])  # at 27 and 43 the window begins before a page
 def test_explanations_name_the_events_that_weigh_most(engine, network, make_history, length):
     """Against the formula on a memory-free pass: positions of the log, heaviest first, within the window."""
     history, user = make_history(length, length), fresh_user()
-    engine.answer_all([query(user, history)])
+    engine.answer_all([query(user, history[:20])])  # all of them are in reach, so that pages begin at event 0
+    engine.answer_all([query(user, history[20:])])
     first, second = engine.answer_all(
         [query(user, k=4, explain=16), query(user, k=2, explain=3, candidates=np.arange(9))]
     )
@@ -250,6 +252,21 @@ def tiny(num_pages: int) -> EngineConfig:
     """Memory for so many pages of 16 events; an engine takes 3 at least."""
     page_bytes = 2 * 2 * 16 * 2 * 8 * 4  # keys and values, layers, events, heads, width, float32
     return EngineConfig(page_size=16, chunk_events=16, inline_events=16, memory_bytes=num_pages * page_bytes)
+
+
+@pytest.mark.parametrize("asked", [{"explain": 3}, {"horizon": 3, "explain": 2}], ids=str)
+@pytest.mark.parametrize("bounds", [[0, 18, 18, 19, 19, 25, 30], [0, 18, 19, 19, 25, 26, 30]], ids=["there", "behind"])
+def test_one_users_queries_of_a_batch_each_see_their_own_memory(engine, make_history, asked, bounds):
+    """However many events are appended in between, and whether or not the memory stands there already."""
+    history, together, alone = make_history(5, 30), fresh_user(), fresh_user()
+    batch = [history[start:stop] for start, stop in pairwise(bounds)]
+    engine.answer_all([query(together, batch[0]), query(alone, batch[0])])
+    found = engine.answer_all([query(together, events, k=4, **asked) for events in batch[1:]])
+    for answer, events in zip(found, batch[1:], strict=True):
+        (expected,) = engine.answer_all([query(alone, events, k=4, **asked)])
+        assert answer.length == expected.length
+        np.testing.assert_array_equal(answer.items, expected.items)
+        np.testing.assert_array_equal(answer.because, expected.because)
 
 
 def test_a_rollout_without_room_fails_alone_and_leaves_nothing(network, log, make_history):
