@@ -117,6 +117,7 @@ class Engine:
                 work.add_rows(entry)
                 if answer is None:
                     work.entries.append(entry)
+        self._count_events(now)
         inline, slow = self._small([work for work in works.values() if work.entries])
         caught = self._catch_up.run(inline, each=self.config.inline_events, room=self.config.max_step_events)
         for entry, answer in self._answers(caught, inline):
@@ -223,12 +224,16 @@ class Engine:
             seen.gaps += 1
             return Answer.without_items(query, status, length)
         entry.outcome = outcome
-        rows = entry.new_rows
-        if len(rows):
-            seen.events_appended += len(rows)
-            seen.events_unknown += int(np.count_nonzero(rows[:, 0] >= self.network.config.num_items))
         seen.events_skipped += skipped
         return None if query.k else Answer.without_items(query, status, length)
+
+    def _count_events(self, entries: Sequence[Entry]) -> None:
+        """Count what the entries' appends brought into the log."""
+        rows = [entry.new_rows for entry in entries if entry.outcome is not None]
+        if rows:
+            items = np.concatenate(rows)[:, 0]
+            self.observations.events_appended += len(items)
+            self.observations.events_unknown += int(np.count_nonzero(items >= self.network.config.num_items))
 
     def _small(self, works: list[Work]) -> tuple[list[Work], list[Work]]:
         """Users who are answered at once, and the others."""
@@ -293,6 +298,7 @@ class Engine:
                 self._count_memory(entry.query.user, 1)
             else:
                 answers[entry.number] = answer
+        self._count_events(fresh)
         for work, entry in taken:
             if entry.outcome is not None:
                 work.add_rows(entry)
