@@ -11,7 +11,7 @@ threads at once.
 
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -241,7 +241,7 @@ class Engine:
         slow: list[Work] = []
         room = self.config.max_step_events
         for work in works:
-            self._count_memory(work.user, len(work.entries))
+            self._count_memory(work.entries)
             missing = self._catch_up.num_missing(work)
             if missing > min(self.config.inline_events, room):
                 slow.append(work)
@@ -295,7 +295,7 @@ class Engine:
         for entry, outcome in zip(fresh, outcomes, strict=True):
             answer = Answer.failed(outcome) if isinstance(outcome, MachineError) else self._accept(entry, outcome)
             if answer is None:
-                self._count_memory(entry.query.user, 1)
+                self._count_memory([entry])
             else:
                 answers[entry.number] = answer
         self._count_events(fresh)
@@ -307,11 +307,13 @@ class Engine:
             else:
                 work.entries.append(entry)
 
-    def _count_memory(self, user: bytes, count: int) -> None:
-        if user in self.pool:
-            self.observations.memory_hits += count
-        else:
-            self.observations.memory_misses += count
+    def _count_memory(self, entries: Collection[Entry]) -> None:
+        """Count whether one user's entries find a memory; a user without events needs none."""
+        first = next(iter(entries))
+        if first.query.user in self.pool:
+            self.observations.memory_hits += len(entries)
+        elif first.after:
+            self.observations.memory_misses += len(entries)
 
     def _pin(self, user: bytes, pinned: bool) -> None:
         row = self.pool.row(user)

@@ -2,9 +2,11 @@
 stay exact, and every answer is that of the weights that the server then has."""
 
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
@@ -175,6 +177,31 @@ def test_versions_change_under_load_and_back(server, networks, runs):
     for version, begin, end in ((1, 0, marks[0]), *zip((2, 1), marks[1::2], marks[2::2], strict=True)):
         assert differences[version][begin:end].max() <= TOLERANCE
         assert (differences[3 - version][begin:end] > 100 * TOLERANCE).mean() > 0.9, "the weights must differ"
+
+
+def test_new_weights_get_their_memories_before_anybody_asks(server, runs):
+    users = [f"idle {number}" for number in range(5)]
+    with Client(server.grpc_url) as client:
+        for user in users:
+            client.append(user=user, events=np.stack([np.arange(30), np.arange(30), 1_000 * np.arange(30)], axis=1))
+    version = int(write_repository(runs[2], server.repository, engine=CONFIG, instances=INSTANCES, select=False).name)
+    before = served_version(server.repository)
+    switch_version(server.repository, version, server.grpc_url)
+
+    def rebuilt() -> list[float]:
+        """Of each of the version's instances."""
+        label = f'version="{version}"'
+        lines = urlopen(server.metrics_url).read().decode().splitlines()
+        wanted = (line for line in lines if line.startswith("longrec_background_rebuilds_total{") and label in line)
+        return [float(line.split()[-1]) for line in wanted]
+
+    deadline = time.monotonic() + 30
+    while not (counts := rebuilt()) or min(counts) < len(users):
+        assert time.monotonic() < deadline, counts
+        time.sleep(0.1)
+    assert len(counts) == INSTANCES
+    assert before is not None
+    switch_version(server.repository, before, server.grpc_url)
 
 
 def test_what_cannot_load_changes_nothing(server, runs):
