@@ -172,6 +172,8 @@ class MemoryPool:
 
         The others belong to the step no longer.
         """
+        if int(self._num_needed(rows, counts).sum()) <= self._num_free:
+            return len(rows)
         kept = self.pinned.copy()
         kept[rows] = False
         room = self.num_pages - int(self._num_owned(np.flatnonzero(kept)).sum())
