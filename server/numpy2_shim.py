@@ -41,12 +41,19 @@ def _contiguous_arrays() -> tuple[Any, ...]:
     signature = ctypes.PYFUNCTYPE(
         pointer, pointer, pointer, ctypes.c_int, pointer, pointer, pointer, ctypes.c_int, pointer
     )
+    own_reference = ctypes.PYFUNCTYPE(None, pointer)(("Py_IncRef", ctypes.pythonapi))
     original = ctypes.cast(ctypes.c_void_p(table[NEW_FROM_DESCR]), signature)
 
     def new_from_descr(
         kind: int, descr: int, ndim: int, dims: int, strides: int, data: int, flags: int, owner: int
     ) -> Any:
-        return original(kind, descr, ndim, dims, None, data, flags, owner)
+        try:
+            return original(kind, descr, ndim, dims, None, data, flags, owner)
+        except (ValueError, MemoryError):
+            # A shape whose size in bytes overflows to 0 passes the server's check of the contents. An exception from
+            # here would end the stub; an array without dimensions is refused by the model, which expects some.
+            own_reference(descr)  # the call steals one
+            return original(kind, descr, 0, dims, None, None, 0, None)
 
     callback = signature(new_from_descr)
     table[NEW_FROM_DESCR] = ctypes.cast(callback, pointer).value

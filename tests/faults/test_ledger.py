@@ -80,7 +80,7 @@ def test_a_result_passes_only_without_any_fault():
             "acknowledged": 10,
             "lost": 0,
             "duplicated": 0,
-            "max_score_difference": 1e-06,
+            "max_score_difference": 1e-6,
             "passed": True,
         }
     ]
