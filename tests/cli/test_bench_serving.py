@@ -34,7 +34,7 @@ SHAPE = {
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
-    config = ModelConfig(num_items=40, dim=16)
+    config = ModelConfig(num_items=40, dim=32, num_heads=4, num_kv_heads=2, hidden_dim=48)
     folder = tmp_path_factory.mktemp("run")
     save_run(folder, Transformer(config), config, Catalogue(IDS, IDS), {})
     return folder

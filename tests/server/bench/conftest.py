@@ -18,7 +18,7 @@ IDS = [f"item {number}" for number in range(40)]
 @pytest.fixture(scope="session")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
-    config = ModelConfig(num_items=len(IDS), dim=16, window=64)
+    config = ModelConfig(num_items=len(IDS), dim=32, num_heads=4, num_kv_heads=2, hidden_dim=48, window=64)
     network = Transformer(config)
     with torch.no_grad():
         for weight in network.parameters():  # as initialised, scores hardly differ from item to item

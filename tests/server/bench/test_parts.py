@@ -9,17 +9,18 @@ from longrec.errors import ServerError
 from longrec.modeling import recompute_scores
 from longrec.server.bench import cold_storm, recompute, residency, resident
 from longrec.server.bench.load import Bulk
-from longrec.server.bench.recompute import HistoryPlan
+from longrec.server.bench.recompute import HistoryPlan, RecomputePlan
 from longrec.server.bench.residency import ResidencyPlan
 from longrec.training import evaluate, ranking_metrics
 
 K = 5
+PLAN = RecomputePlan(batch=4, steps=2)
 
 
 def test_steps_of_both_engines_take_time(material):
-    seconds = recompute._measure_steps(material.with_window(128), HistoryPlan(40, 2, 0, 0), batch=4)
-    assert len(seconds) == 2
-    assert min(seconds) > 0
+    engine, baseline = recompute._measure_steps(material.with_window(128), HistoryPlan(40, 2, 0, 0), PLAN)
+    for step in (engine, baseline):
+        assert 0 < step.network_seconds < step.seconds
 
 
 def test_no_ratio_of_wrong_answers(material, monkeypatch):
@@ -32,7 +33,7 @@ def test_no_ratio_of_wrong_answers(material, monkeypatch):
 
     monkeypatch.setattr(recompute, "RecomputeEngine", Worse)
     with pytest.raises(ServerError, match="no ratio of wrong answers"):
-        recompute._measure_steps(material.with_window(128), HistoryPlan(40, 2, 0, 0), batch=4)
+        recompute._measure_steps(material.with_window(128), HistoryPlan(40, 2, 0, 0), PLAN)
 
 
 def test_only_right_answers_of_cold_users_count(material):
@@ -42,11 +43,12 @@ def test_only_right_answers_of_cold_users_count(material):
         (scores,) = recompute_scores(material.network, rows[:, 0], rows[:, 1], np.array([len(rows)]))
         items = np.argsort(-scores)[:K]
         answers.append(Bulk(items[None], scores[items][None], np.array([len(rows)])))
-    assert cold_storm._count_right(material, histories, answers) == 4
+    assert cold_storm._count_right(material, histories, answers, 4) == 4
     answers[0] = None
     answers[1] = answers[1]._replace(items=answers[1].items[:, ::-1])
     answers[2] = answers[2]._replace(scores=answers[2].scores + 0.01)
-    assert cold_storm._count_right(material, histories, answers) == 1
+    assert cold_storm._count_right(material, histories, answers, 4) == 1
+    assert cold_storm._count_right(material, histories, answers, 2) == 2  # who wasn't answered counts nowhere
 
 
 def test_ranks_are_those_of_the_last_events(material):

@@ -13,7 +13,7 @@ from longrec.server.bench.cold_storm import StormResult
 from longrec.server.bench.echo import EchoResult
 from longrec.server.bench.long_history import LongHistoryResult
 from longrec.server.bench.plots import draw_plots
-from longrec.server.bench.recompute import HistoryResult
+from longrec.server.bench.recompute import HistoryResult, Step
 from longrec.server.bench.report import Judged, figures, judge, table, write_report
 from longrec.server.bench.residency import ResidencyResult
 from longrec.server.bench.start import StartResult
@@ -36,7 +36,10 @@ def storm() -> StormResult:
 def results() -> Results:
     return Results(
         echo=EchoResult((perf(4000, 20), perf(1, 999), perf(4100, 21)), (perf(3000, 30), perf(2900, 32), perf(9, 900))),
-        recompute=(HistoryResult(128, 0.002, 0.030, 1500, 500), HistoryResult(2048, 0.002, 0.300, 1400, 35)),
+        recompute=(
+            HistoryResult(128, Step(0.002, 0.001), Step(0.030, 0.029), 1500, 500),
+            HistoryResult(2048, Step(0.002, 0.001), Step(0.300, 0.299), 1400, 35),
+        ),
         bulk=BulkResult((21_000.0, 19_000.0, 22_000.0), 130.0, AttentionTime(1, 8.0, 36.0, 9.0, 18.0, 5.0)),
         long_history=LongHistoryResult(0.004, 0.005),
         cold_storm=storm(),
