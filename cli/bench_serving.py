@@ -35,6 +35,7 @@ def serving(
 
     Example: longrec bench serving runs/first data/ml-100k --json
     """
+    import logging
     from tempfile import TemporaryDirectory
 
     from rich.console import Console
@@ -49,6 +50,7 @@ def serving(
     except ImportError as error:
         raise MachineError(f"{error.name}: expected it for the plots: pip install 'longrec[train]'") from None
 
+    logging.getLogger("longrec.server").setLevel(logging.ERROR)  # that a loopback server is for development is no news
     console = Console(stderr=True)
     plans = QUICK if quick else FULL
     with TemporaryDirectory(prefix="longrec-bench-") as scratch:

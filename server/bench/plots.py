@@ -4,6 +4,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from longrec.server.bench.cold_storm import StormResult
 from longrec.server.bench.echo import EchoResult
@@ -94,9 +95,15 @@ def _logarithmic(axes: Axes, histories: list[int]) -> None:
     axes.set_yscale("log")
     axes.set_xticks(histories, [str(history) for history in histories])
     axes.xaxis.minorticks_off()
-    axes.yaxis.set_major_formatter("{x:g}")
+    _plain_numbers(axes)
     axes.grid(axis="y", which="both", alpha=0.3)
     axes.legend()
+
+
+def _plain_numbers(axes: Axes) -> None:
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _storm(result: StormResult) -> Figure:
@@ -116,6 +123,6 @@ def _storm(result: StormResult) -> Figure:
     ):
         axes.axhline(p99, color=color, linewidth=1, linestyle="--", label=f"{name}: {p99:.1f} ms")
     axes.set_yscale("log")
-    axes.yaxis.set_major_formatter("{x:g}")
+    _plain_numbers(axes)
     axes.legend(loc="upper right")
     return figure

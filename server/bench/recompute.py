@@ -21,13 +21,13 @@ from longrec.python_backend.event_log.log import Append
 from longrec.python_backend.query import Answer, Query
 from longrec.python_backend.recompute import RecomputeEngine
 from longrec.server.bench.load import fill
-from longrec.server.bench.material import History, Material
+from longrec.server.bench.material import Material
 from longrec.server.bench.running import write_requests
 from longrec.server.bench.threads import one_thread
 from longrec.server.model_configs import EXTRAS
 from longrec.server.perf_analyzer import run_perf_analyzer
 
-__all__ = ["HistoryPlan", "HistoryResult", "RecomputePlan", "measure_recompute"]
+__all__ = ["HistoryPlan", "HistoryResult", "RecomputePlan", "Step", "measure_recompute"]
 
 WINDOW = 4096
 TOLERANCE = 1e-4  # of scores: float32, sums in another order
@@ -41,13 +41,13 @@ class HistoryPlan:
 
     Args:
         history: events of each user before the measured one.
-        repeats: steps in process, each of other users, so that no history grows.
+        groups: of users in process; other users, so that no history grows by more than a group's steps.
         users: through the server. Each run appends: the more users, the less their histories grow.
         window_ms: of perf_analyzer; the baseline must answer several batches in it.
     """
 
     history: int
-    repeats: int
+    groups: int
     users: int
     window_ms: int
 
@@ -59,34 +59,49 @@ class RecomputePlan:
     Args:
         histories: the lengths.
         batch: users of a step, one event each.
+        steps: of a group, one after the other, of one engine and then of the other.
         concurrency: requests in flight.
         rounds: runs of perf_analyzer on each model, in turns.
     """
 
     histories: tuple[HistoryPlan, ...] = (
-        HistoryPlan(128, 15, 1024, 1000),
-        HistoryPlan(512, 11, 512, 1000),
-        HistoryPlan(2048, 7, 128, 2000),
+        HistoryPlan(128, 12, 1024, 1000),
+        HistoryPlan(512, 8, 512, 1000),
+        HistoryPlan(2048, 5, 128, 2000),
     )
     batch: int = 16
+    steps: int = 3
     concurrency: int = 32
     rounds: int = 3
 
 
 @dataclass(frozen=True)
+class Step:
+    """Medians of one engine's steps.
+
+    Args:
+        seconds: of a whole step: the log's append, the network, the ranking.
+        network_seconds: of the network in it.
+    """
+
+    seconds: float
+    network_seconds: float
+
+
+@dataclass(frozen=True)
 class HistoryResult:
-    """At one length: seconds of a step, answers a second; of the engine, and of the one without memory."""
+    """At one length: a step, and answers a second; of the engine, and of the one without memory."""
 
     history: int
-    step_seconds: float
-    recompute_step_seconds: float
+    step: Step
+    recompute_step: Step
     throughput: float
     recompute_throughput: float
 
     @property
     def step_ratio(self) -> float:
         """How many times longer a step takes without memory."""
-        return self.recompute_step_seconds / self.step_seconds
+        return self.recompute_step.seconds / self.step.seconds
 
     @property
     def throughput_ratio(self) -> float:
@@ -102,20 +117,20 @@ def measure_recompute(material: Material, plan: RecomputePlan) -> tuple[HistoryR
     """
     wide = material.with_window(WINDOW)
     with one_thread():
-        steps = [_measure_steps(wide, part, plan.batch) for part in plan.histories]
+        steps = [_measure_steps(wide, part, plan) for part in plan.histories]
     with wide.serve(EngineConfig(memory_bytes=1 << 30), ["recompute"]) as server:
         throughputs = [_measure_throughput(wide, server.grpc_url, part, plan) for part in plan.histories]
     return tuple(
-        HistoryResult(part.history, *seconds, *throughput)
-        for part, seconds, throughput in zip(plan.histories, steps, throughputs, strict=True)
+        HistoryResult(part.history, *step, *throughput)
+        for part, step, throughput in zip(plan.histories, steps, throughputs, strict=True)
     )
 
 
-def _measure_steps(material: Material, plan: HistoryPlan, batch: int) -> tuple[float, float]:
-    """Seconds of a whole step, log and ranking included: medians of calls in turns."""
-    count = batch * (1 + plan.repeats)
+def _measure_steps(material: Material, part: HistoryPlan, plan: RecomputePlan) -> tuple[Step, Step]:
+    """A step of both engines, in this process."""
+    count = plan.batch * (1 + part.groups)
     users = [f"user-{number}".encode() for number in range(count)]
-    histories = material.drawn([plan.history + 1] * count, seed=plan.history)
+    histories = material.drawn([part.history] * count, seed=part.history)
     with TemporaryDirectory(dir=material.scratch) as folder:
         logs = [LmdbLog(Path(folder, name), durability="none", max_bytes=1 << 30) for name in ("memory", "recompute")]
         try:
@@ -128,37 +143,49 @@ def _measure_steps(material: Material, plan: HistoryPlan, batch: int) -> tuple[f
                 ),
             )
             for log in logs:
-                log.append([Append(user, 0, rows[:-1]) for user, rows in zip(users, histories, strict=True)])
+                log.append([Append(user, 0, rows) for user, rows in zip(users, histories, strict=True)])
             engines[0].answer_all([Query(user, NO_EVENTS, UNCHECKED_POSITION, None, 1) for user in users])
-            rounds = []
-            for begin in range(0, count, batch):
-                part = slice(begin, begin + batch)
-                rounds.append(_one_round(engines, users[part], histories[part]))
+            taken: tuple[list[Step], list[Step]] = ([], [])
+            for begin in range(0, count, plan.batch):
+                group = slice(begin, begin + plan.batch)
+                queries = [
+                    Query(user, rows[-1:], UNCHECKED_POSITION, None, K)
+                    for user, rows in zip(users[group], histories[group], strict=True)
+                ]
+                answers = [
+                    _take_steps(engine, queries, plan.steps, into) for engine, into in zip(engines, taken, strict=True)
+                ]
+                _check_same(*answers)
+                if not begin:  # the first steps of each compile and allocate
+                    for steps in taken:
+                        steps.clear()
         finally:
             for log in logs:
                 log.close()
-    engine, recompute = zip(*rounds[1:], strict=True)  # the first call of each compiles and allocates
-    return median(engine), median(recompute)
+    engine, recompute = (
+        Step(median(step.seconds for step in steps), median(step.network_seconds for step in steps)) for steps in taken
+    )
+    return engine, recompute
 
 
-def _one_round(
-    engines: tuple[Engine, RecomputeEngine], users: Sequence[bytes], histories: Sequence[History]
-) -> tuple[float, float]:
-    queries = [Query(user, rows[-1:], len(rows) - 1, None, K) for user, rows in zip(users, histories, strict=True)]
-    seconds, answers = [], []
-    for engine in engines:
-        began = time.perf_counter()
-        answered = engine.answer(queries)
-        seconds.append(time.perf_counter() - began)
-        answers.append([answer for answer in answered if isinstance(answer, Answer)])
-    for one, other in zip(*answers, strict=True):
+def _take_steps(engine: Engine, queries: Sequence[Query], count: int, into: list[Step]) -> list[Answer]:
+    """Answer the same queries so many times; the last answers."""
+    for _ in range(count):
+        network, began = engine.observations.step_seconds.total, time.perf_counter()
+        answers = engine.answer(queries)
+        into.append(Step(time.perf_counter() - began, engine.observations.step_seconds.total - network))
+    known = [answer for answer in answers if isinstance(answer, Answer)]
+    if len(known) != len(queries):
+        raise ServerError("recompute: expected every warm user to be answered at once, got deferred answers")
+    return known
+
+
+def _check_same(answers: Sequence[Answer], others: Sequence[Answer]) -> None:
+    for one, other in zip(answers, others, strict=True):
         if one.error or other.error or not np.allclose(one.scores, other.scores, atol=TOLERANCE, rtol=0):
             raise ServerError(
                 "recompute: expected both engines' scores to agree, got others: no ratio of wrong answers"
             )
-    if len(answers[0]) != len(queries):
-        raise ServerError("recompute: expected every warm user to be answered at once, got deferred answers")
-    return seconds[0], seconds[1]
 
 
 def _measure_throughput(material: Material, url: str, part: HistoryPlan, plan: RecomputePlan) -> tuple[float, float]:

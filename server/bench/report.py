@@ -94,20 +94,20 @@ def judge(found: Mapping[str, Any], *, cold_users: int) -> list[Judged]:
 
     p99_limit = None if found["echo"] is None else 2 * found["echo"]["p99_ms"]
     judged = [
-        Judged("echo", "echo: answers a second", of("echo", "throughput")),
-        Judged("echo", "echo: p99 (ms)", of("echo", "p99_ms")),
-        Judged("echo", "recommender: answers a second", of("recommender", "throughput")),
-        Judged("echo", "recommender: p99 (ms), at most twice echo's", of("recommender", "p99_ms"), p99_limit, False),
-        Judged("echo", "recommender: mean batch", of("recommender", "mean_batch")),
+        Judged("echo", "answers a second, echo", of("echo", "throughput")),
+        Judged("echo", "p99 (ms), echo", of("echo", "p99_ms")),
+        Judged("echo", "answers a second, recommender", of("recommender", "throughput")),
+        Judged("echo", "p99 (ms), recommender, at most twice echo's", of("recommender", "p99_ms"), p99_limit, False),
+        Judged("echo", "mean batch, recommender", of("recommender", "mean_batch")),
         Judged("echo", "throughput, share of echo's", found["ratio_to_echo"], 0.70),
     ]
     for one in found["recompute"] or ():
         history = one["history"]
         judged += [
-            Judged("recompute", f"history {history}: step time ratio", one["step_ratio"], STEP_TARGETS.get(history)),
+            Judged("recompute", f"step time ratio, history {history}", one["step_ratio"], STEP_TARGETS.get(history)),
             Judged(
                 "recompute",
-                f"history {history}: throughput ratio",
+                f"throughput ratio, history {history}",
                 one["throughput_ratio"],
                 THROUGHPUT_TARGETS.get(history),
             ),
@@ -210,4 +210,4 @@ def _machine() -> dict[str, Any]:
 
 
 def _short(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.4g}"

@@ -82,17 +82,21 @@ def measure_residency(material: Material, plan: ResidencyPlan) -> ResidencyResul
     """
     page_bytes, ndcg = {}, {}
     for dtype in ("float32", "int8"):
-        config = parse_config(EngineConfig, {"memory_bytes": 1 << 30, "memory_dtype": dtype}, "residency")
-        with TemporaryDirectory(dir=material.scratch) as folder, one_thread():
-            log = LmdbLog(Path(folder, "log"), durability="none", max_bytes=1 << 30)
-            try:
-                engine = Engine(material.network, log, config)
-                page_bytes[dtype] = _bytes_per_event(engine.pool)
-                ranks = np.concatenate(list(_ranks(engine, material, plan.evaluated)))
-            finally:
-                log.close()
-        ndcg[dtype] = ranking_metrics(ranks, (K,)).ndcg[K]
+        page_bytes[dtype], ndcg[dtype] = _ndcg(material, dtype, plan)
     return ResidencyResult(_bytes_per_idle_user(material, plan), page_bytes, ndcg)
+
+
+def _ndcg(material: Material, dtype: str, plan: ResidencyPlan) -> tuple[float, float]:
+    """Bytes of an event in memory, and NDCG@10 of answers from such memory."""
+    config = parse_config(EngineConfig, {"memory_bytes": 1 << 30, "memory_dtype": dtype}, "residency")
+    with TemporaryDirectory(dir=material.scratch) as folder, one_thread():
+        log = LmdbLog(Path(folder, "log"), durability="none", max_bytes=1 << 30)
+        try:
+            engine = Engine(material.network, log, config)
+            ranks = np.concatenate(list(_ranks(engine, material, plan.evaluated)))
+            return _bytes_per_event(engine.pool), ranking_metrics(ranks, (K,)).ndcg[K]
+        finally:
+            log.close()
 
 
 def _bytes_per_event(pool: MemoryPool) -> float:

@@ -3,20 +3,15 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
 
 from longrec.catalogue import Catalogue
 from longrec.checkpoint import load_checkpoint
-from longrec.cli.bench import bench_app
 from longrec.cli.export import export
 from longrec.config import ModelConfig
-from longrec.datasets import Dataset
 from longrec.errors import ArgumentError, CheckpointError
 from longrec.modeling import Transformer, save_run
-from longrec.server.process import Server
 
 IDS = [f"item {n}" for n in range(40)]
 
@@ -57,22 +52,3 @@ def test_export_refuses_weights_of_another_shape(run, tmp_path):
     with pytest.raises(CheckpointError, match=r"expected .*32\] \(from config.json\), got .*16\]"):
         export(tmp_path, tmp_path / "repository")
     assert not (tmp_path / "repository").exists()
-
-
-@pytest.mark.server
-def test_bench_serving_prints_a_row_for_each_concurrency(run, tmp_path):
-    rng = np.random.default_rng(0)
-    indptr = np.arange(0, 301, 15)
-    users = [str(user) for user in range(20)]
-    Dataset("random", users, Catalogue(IDS, IDS), rng.integers(0, 40, 300), np.arange(300), indptr).save(
-        tmp_path / "data"
-    )
-    export(run, tmp_path / "repository")
-    with Server(tmp_path / "repository", grpc_port=0, http_port=0, metrics_port=0) as server:
-        options = ["serving", str(tmp_path / "data"), "--url", server.grpc_url, "--window-ms", "300", "--json"]
-        concurrency = ["--concurrency", "1", "--concurrency", "16"]
-        result = CliRunner().invoke(bench_app, [*options, *concurrency], catch_exceptions=False)
-    rows = json.loads(result.stdout)
-    assert [row["concurrency"] for row in rows] == [1, 16]
-    assert all(row["throughput"] > 0 and 0 < row["p50_ms"] <= row["p99_ms"] for row in rows)
-    assert rows[1]["mean_batch"] > rows[0]["mean_batch"] == 1.0

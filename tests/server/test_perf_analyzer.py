@@ -94,3 +94,11 @@ def test_nothing_is_downloaded_when_not_asked(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert find_perf_analyzer(download=False) is None
+
+
+def test_a_run_that_does_not_end_is_an_error(tmp_path: Path, requests: Path) -> None:
+    options = {"window_ms": 1, "max_windows": 1, "timeout_seconds": 0.2}
+    with pytest.raises(ServerError, match=r"at concurrency 4: expected its end within 0.201 s; does 127.0.0.1:8001"):
+        run_perf_analyzer(
+            "127.0.0.1:8001", "recommender", requests, [4], analyzer=program(tmp_path, "exec sleep 60"), **options
+        )
