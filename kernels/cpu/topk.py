@@ -42,6 +42,8 @@ def catalogue_topk_cpu(
         MachineError: numba is missing.
     """
     num_rows, dim = hidden.shape
+    if not num_rows:
+        return hidden.new_empty(0, k, dtype=torch.float32), torch.empty(0, k, dtype=torch.int64)
     body, module = _body(items.dtype), jitted("topk_body")
     tiles = -(-num_rows // LANES)
     lanes = hidden.new_zeros(tiles, dim, LANES, dtype=torch.float32)  # a row a lane
