@@ -56,6 +56,7 @@ def invoke(*arguments: object):
 
 @pytest.mark.server
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # on a machine with other work
 def test_every_part_runs_and_has_its_figures(run, data, tmp_path):
     result = invoke("serving", run, data, "--quick", "--json", "--out", tmp_path)
     assert result.exit_code == 0, result.stderr
