@@ -161,6 +161,11 @@ class EngineConfig(_Config):
     max_user_events: Annotated[int, Field(ge=0)] = 0
 
     @property
+    def max_user_step_events(self) -> int:
+        """Most events of one user in one pass: their page table has room for so many beside the window."""
+        return max(self.inline_events, -(-self.chunk_events // 2))
+
+    @property
     def is_redis_log(self) -> bool:
         """Whether the event log is a Redis server, not a folder."""
         return "://" in self.event_log

@@ -143,7 +143,9 @@ class Engine:
         works = self._deferred.next_works(max(1, chunk // TURN_EVENTS))
         if works:
             try:
-                caught = self._catch_up.run(works, each=-(-chunk // len(works)), room=chunk)
+                caught = self._catch_up.run(
+                    works, each=min(-(-chunk // len(works)), self.config.max_user_step_events), room=chunk
+                )
                 done += self._answers(caught, works)
             except MachineError as error:
                 done += [(entry, Answer.failed(error)) for work in works for entry in work.entries]
@@ -331,7 +333,7 @@ class Engine:
                     query = Query(user, NO_EVENTS, UNCHECKED_POSITION, None, 0)
                     work = Work(user, deque([Entry(-1, query, Appended(Status.OK, 0, length))]))
                     chunk = self.config.chunk_events
-                    self._answers(self._catch_up.run([work], each=chunk, room=chunk), [work])
+                    self._answers(self._catch_up.run([work], each=self.config.max_user_step_events, room=chunk), [work])
                     self.observations.background_rebuilds += not work.entries
                     return
             except LongrecError:  # whoever asks for this user will be told

@@ -5,6 +5,7 @@ a few arrays, so that a step over hundreds of users is a few array operations. P
 read nothing past a user's length. Holds the bookkeeping only; what is written into pages is the network's business.
 """
 
+from array import array
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -62,7 +63,7 @@ class MemoryPool:
         layout = memory_layout(model, dtype, engine.memory_dtype, engine.page_size)
         page_bytes = layout.page_bytes
         self.num_pages = engine.memory_bytes // page_bytes
-        most_new = max(engine.inline_events, engine.chunk_events)
+        most_new = engine.max_user_step_events
         self.pages_per_user = -(-(model.window + most_new) // engine.page_size) + 1
         if self.num_pages < self.pages_per_user:
             raise ArgumentError(
@@ -82,11 +83,11 @@ class MemoryPool:
         self.evictions = self.pages_restored = 0
         self._used = np.full(rows, _UNUSED)
         self._clock = 0  # steps begun
-        self._borrowed = np.zeros(rows, np.int64)  # leading pages of a fork that are the user's
+        self._borrowed = np.zeros(rows, np.int32)  # leading pages of a fork that are the user's
         self._tables = np.zeros((rows, self.pages_per_user), np.int32)
         self._rows: dict[bytes, int] = {}
         self._users: list[bytes | None] = [None] * rows
-        self._free_rows = list(range(rows - 1, -1, -1))
+        self._free_rows = array("i", range(rows - 1, -1, -1))
         self._free = np.arange(self.num_pages - 1, -1, -1, dtype=np.int32)  # a stack: the first `_num_free` are free
         self._num_free = self.num_pages
         self._victims: list[tuple[int, int]] = []  # (row, `_used` when it was found), the longest unused last
