@@ -220,8 +220,8 @@ class MemoryPool:
             if not self._free_rows:
                 self._evict_one()
             fork = forks[at] = self._free_rows.pop()
-            for array in (self.first, self.length, self.time, self._tables):
-                array[fork] = array[row]
+            for column in (self.first, self.length, self.time, self._tables):
+                column[fork] = column[row]
             self._borrowed[fork], self._used[fork], self.pinned[fork] = borrowed[at], self._clock, True
         self.hidden[self._index(forks)] = self.hidden[self._index(rows)]
         if total := int(copied.sum()):
