@@ -67,8 +67,8 @@ class Prediction:
         scores: float32, theirs: logits, or probabilities.
         position: length of the user's log, so the position that is predicted. Under `Status.GAP`: the position to send
             events from.
-        status: `OK`; or `GAP`: the first event lay past the log's end; or `CONFLICT`: the log holds another event at one
-            of their positions. Under both nothing was written, and `items` is empty.
+        status: `OK`; or `GAP`: the first event lay past the log's end; or `CONFLICT`: the log holds another event where
+            one of them should stand. Under both nothing was written, and `items` is empty.
         because: int64, in the shape of `items` and [explain]: positions in the user's log of the events that weighed
             most for each item, heaviest first; -1 where there are fewer. None: not asked for.
     """
