@@ -34,8 +34,9 @@ def stream(
     event's place in the user's log, from 0) a repeated run appends nothing twice.
 
     A line out: {"user", "position", "items", "scores"}, in each user's order; position counts the user's events so far.
-    {"user", "position", "status": "gap"} asks for that user's events from position on; {"user", "error"} is a request
-    that the server failed, and makes the exit status 2.
+    {"user", "position", "status": "gap"} asks for that user's events from position on; "status": "conflict" says that
+    the log holds another event at the event's position, and that it was not taken; {"user", "error"} is a request that
+    the server failed, and makes the exit status 2.
 
     Example: tail -f events.jsonl | longrec stream --catalogue runs/ml-100k --k 5
     """

@@ -19,7 +19,8 @@ class Event:
     Args:
         item: catalogue index, >= 0; one past the catalogue's end is served as an unknown item.
         time_ms: unix milliseconds. May run backwards: the order of the log is the order of arrival.
-        position: place in the user's log, from 0. With it a retry is harmless: what the log already has is skipped.
+        position: place in the user's log, from 0. With it a retry is harmless: what the log already has is skipped, and
+            another event there is a conflict.
             None: append at the end, whatever is there; then a retry may append twice.
     """
 
@@ -66,7 +67,8 @@ class Prediction:
         scores: float32, theirs: logits, or probabilities.
         position: length of the user's log, so the position that is predicted. Under `Status.GAP`: the position to send
             events from.
-        status: `OK`; or `GAP`: the first event lay past the log's end, nothing was written, and `items` is empty.
+        status: `OK`; or `GAP`: the first event lay past the log's end; or `CONFLICT`: the log holds another event where
+            one of them should stand. Under both nothing was written, and `items` is empty.
         because: int64, in the shape of `items` and [explain]: positions in the user's log of the events that weighed
             most for each item, heaviest first; -1 where there are fewer. None: not asked for.
     """
@@ -86,7 +88,7 @@ class Appended:
     Args:
         user: the key.
         length: of the user's log now. Under `Status.GAP`: the position to send events from.
-        status: `OK`: the log has every event that was sent; or `GAP`: nothing was written.
+        status: `OK`: the log has every event that was sent; `GAP`, `CONFLICT`: as `Prediction`'s, nothing was written.
     """
 
     user: str

@@ -31,6 +31,16 @@
 
 Names in `max_…` are model parameters. What is left out of the catalogue is left out of CANDIDATE too.
 
+| status | what became of the events                                                                            |
+| ------ | ---------------------------------------------------------------------------------------------------- |
+| 0 OK   | the log holds all of them: new ones were appended, those it held already at their positions skipped  |
+| 1 GAP  | the first one's position lies past the log's end; nothing was written: send from the log's length on |
+| 2      | CONFLICT: the log holds another event (item or time) at the position of one of them; nothing was     |
+|        | written. Someone else writes this user, or the client counts wrongly. What the retention limit has   |
+|        | dropped can't be compared, and counts as equal                                                       |
+
+Under GAP and CONFLICT `ITEMS` are -1 and `SCORES` -inf.
+
 A rollout's path is the one of the largest summed log-probability that beam search finds. ITEMS[s, 0] is the path's item
 of step s; ITEMS[s, 1:] are the k - 1 other items that score best for step s after the path's items of the steps before,
 best first. With beam = 1 that makes ITEMS[s] the k best, best first; with a wider one SCORES[s, 0] may be below
@@ -94,6 +104,7 @@ class Status(IntEnum):
 
     OK = 0
     GAP = 1  # the first event lies past the log's end: nothing was written, send from `length` on
+    CONFLICT = 2  # the log holds another event at one of the positions: nothing was written
 
 
 class TensorSpec(NamedTuple):

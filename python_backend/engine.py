@@ -223,7 +223,10 @@ class Engine:
             return Answer.failed(outcome)
         status, skipped, length = outcome
         if status is not Status.OK:
-            seen.gaps += 1
+            if status is Status.CONFLICT:
+                seen.conflicts += 1
+            else:
+                seen.gaps += 1
             return Answer.without_items(query, status, length)
         entry.outcome = outcome
         seen.events_skipped += skipped

@@ -25,10 +25,16 @@ PUBLISH_SECONDS = 0.5
 COUNTERS: dict[str, tuple[str, str, dict[str, str]]] = {
     "requests_ok": ("longrec_requests_total", "Requests by outcome", {"outcome": "ok"}),
     "requests_gap": ("longrec_requests_total", "Requests by outcome", {"outcome": "gap"}),
+    "requests_conflict": ("longrec_requests_total", "Requests by outcome", {"outcome": "conflict"}),
     "requests_invalid": ("longrec_requests_total", "Requests by outcome", {"outcome": "invalid"}),
     "requests_failed": ("longrec_requests_total", "Requests by outcome", {"outcome": "error"}),
-    "queries": ("longrec_queries_total", "Users answered, gaps included", {}),
+    "queries": ("longrec_queries_total", "Users answered, gaps and conflicts included", {}),
     "gaps": ("longrec_gaps_total", "Users refused because their events lie past the log's end", {}),
+    "conflicts": (
+        "longrec_conflicts_total",
+        "Users refused because the log holds other events at their events' positions",
+        {},
+    ),
     "events_appended": ("longrec_events_appended_total", "Events new in the log", {}),
     "events_skipped": ("longrec_events_skipped_total", "Events sent again, already in the log", {}),
     "events_unknown": ("longrec_events_unknown_total", "Appended events whose item is not in the catalogue", {}),

@@ -34,7 +34,7 @@ __all__ = ["TritonPythonModel"]
 
 logger = logging.getLogger(__name__)
 
-Outcome: TypeAlias = Literal["ok", "gap", "invalid", "failed"]
+Outcome: TypeAlias = Literal["ok", "gap", "conflict", "invalid", "failed"]
 
 
 class _Work(NamedTuple):
@@ -222,7 +222,10 @@ class TritonPythonModel:
 def _outcome(answers: list[Answer]) -> Outcome:
     if any(answer.error for answer in answers):
         return "failed"
-    return "gap" if any(answer.status is Status.GAP for answer in answers) else "ok"
+    statuses = {answer.status for answer in answers}
+    if Status.CONFLICT in statuses:
+        return "conflict"
+    return "gap" if Status.GAP in statuses else "ok"
 
 
 def _respond(answers: list[Answer], outputs: frozenset[str]) -> Any:

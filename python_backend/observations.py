@@ -68,9 +68,11 @@ class Observations:
     """Counts, which only grow; gauges (floats), which are as they are now; histograms.
 
     Attributes:
-        requests_ok, requests_gap: answered, with status ok, or refused for a gap of at least one of their users.
+        requests_ok, requests_gap, requests_conflict: answered, with status ok, or refused for a gap or a conflict of at
+            least one of their users.
         requests_invalid: refused for what they said. requests_failed: not answered for an error of the server's.
-        queries: users answered, gaps included; a bulk request asks for many. gaps: users refused for a gap.
+        queries: users answered, gaps and conflicts included; a bulk request asks for many.
+        gaps: users refused for a gap. conflicts: users refused as the log holds another event where they sent one.
         events_appended: new in the log. events_skipped: sent again by a retry, already in the log.
         events_unknown: among the appended, those whose item isn't in the catalogue.
         events_computed: run through the network. events_rebuilt: those of them that were read back from the log.
@@ -94,10 +96,12 @@ class Observations:
 
     requests_ok: int = 0
     requests_gap: int = 0
+    requests_conflict: int = 0
     requests_invalid: int = 0
     requests_failed: int = 0
     queries: int = 0
     gaps: int = 0
+    conflicts: int = 0
     events_appended: int = 0
     events_skipped: int = 0
     events_unknown: int = 0
@@ -131,7 +135,7 @@ class Observations:
     step_users: Histogram = field(default_factory=_sizes)
     batch_queries: Histogram = field(default_factory=_sizes)
 
-    def note_request(self, outcome: Literal["ok", "gap", "invalid", "failed"], seconds: float) -> None:
+    def note_request(self, outcome: Literal["ok", "gap", "conflict", "invalid", "failed"], seconds: float) -> None:
         """Count a request that has its answer, `seconds` after it came."""
         name = f"requests_{outcome}"
         setattr(self, name, getattr(self, name) + 1)

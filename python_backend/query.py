@@ -53,7 +53,7 @@ class Answer(NamedTuple):
     """What one user gets.
 
     Args:
-        status: OK or GAP.
+        status: OK; or GAP or CONFLICT: nothing of the query was written, and nothing is recommended.
         length: of the user's log now.
         items: [k] int64, or [horizon, k] of a rollout; -1 where fewer could be ranked.
         scores: float32 in the shape of `items`, -inf there.

@@ -5,6 +5,7 @@ Takes transactions and cursors of database `events` (see `lmdb_log.py`) as they 
 Nearly every append goes on where the user's log ends, and says so: its position tells the key of the chunk to extend,
 and a chunk that has room left is the user's last one. That way takes one look-up and one checksum. Appends without a
 position, to a new user or a full chunk, and retries take the general way, which searches for the user's last chunk.
+Retries alone are compared with what the log holds.
 """
 
 import struct
@@ -15,12 +16,13 @@ import numpy as np
 
 from longrec.errors import DataError
 from longrec.protocol import Status
-from longrec.python_backend.event_log.log import Append, Appended, Extent, compare
+from longrec.python_backend.event_log.log import Append, Appended, Extent, compare, conflict
 from longrec.python_backend.event_log.records import (
     CHUNK_EVENTS,
     ROW_BYTES,
     chunk_of,
     continue_chunk,
+    cut_chunk,
     extend_chunk,
     verify_chunk,
 )
@@ -75,11 +77,17 @@ def append_batch(
                     chunks.clear()
                     users.clear()
                 tail = _tail(cursor, prefix, user)
+                length = tail.first + tail.events
+                outcome = compare(append, length)
+                if (
+                    outcome.skipped
+                    and outcome.status is OK
+                    and not _holds(cursor, prefix, user, position, payload[: outcome.skipped * ROW_BYTES])
+                ):
+                    outcome = conflict(append, length)
             except DataError as error:
                 outcomes.append(error)
                 continue
-            length = tail.first + tail.events
-            outcome = compare(append, length)
             payload = payload[outcome.skipped * ROW_BYTES :]
             if payload:
                 grown = _grow(user, prefix, tail, payload, chunks)
@@ -108,6 +116,23 @@ def _grow(user: bytes, prefix: bytes, tail: "_Tail", payload: bytes, chunks: dic
         chunks[prefix + PLACE.pack(first)] = value
         payload = payload[room:]
     return _Tail(first, value, count, crc)
+
+
+def _holds(cursor: Cursor, prefix: bytes, user: bytes, position: int, payload: bytes) -> bool:
+    """Whether the rows from `position` on, which the log has had, are `payload`, as far as retention has kept them.
+
+    Raises:
+        DataError: a chunk of them is damaged.
+    """
+    stop = position + len(payload) // ROW_BYTES
+    oldest = _first(cursor, prefix)
+    for first in range(max(chunk_of(position), oldest), stop, CHUNK_EVENTS):
+        start, end = max(first, position), min(first + CHUNK_EVENTS, stop)
+        value = cursor.value() if cursor.set_key(prefix + PLACE.pack(first)) else b""
+        sent = payload[(start - position) * ROW_BYTES : (end - position) * ROW_BYTES]
+        if cut_chunk(user, first, value, start, end) != sent:
+            return False
+    return True
 
 
 def peek(cursor: Cursor, append: Append) -> Appended | DataError:

@@ -1,10 +1,12 @@
 """What an event log promises, whatever stores it. Holds no I/O.
 
 Position p of a user's log names an event for ever. An append is compare-and-append: it states the position of its first
-event, and what the log already holds is skipped, so that a retry changes nothing.
+event, and what the log already holds is skipped, so that a retry changes nothing. What is skipped must be what the log
+holds there, item and time; if one event differs the append is a conflict, and nothing of it is written.
 
 A log with a retention limit forgets a user's oldest events, a whole chunk (`records.CHUNK_EVENTS`) at a time. Positions
-stay true: such a log begins at a position above 0, and ends where it would have ended without the limit.
+stay true: such a log begins at a position above 0, and ends where it would have ended without the limit. What was
+dropped can't be compared, and counts as equal.
 """
 
 from abc import ABC, abstractmethod
@@ -15,7 +17,7 @@ from longrec.errors import DataError
 from longrec.protocol import UNCHECKED_POSITION, Status
 from longrec.python_backend.event_log.records import Rows
 
-__all__ = ["Append", "Appended", "EventLog", "Extent", "Span", "compare", "missing"]
+__all__ = ["Append", "Appended", "EventLog", "Extent", "Span", "compare", "conflict", "missing"]
 
 
 class Append(NamedTuple):
@@ -27,7 +29,10 @@ class Append(NamedTuple):
 
 
 class Appended(NamedTuple):
-    """What became of an append: its status, how many leading events the log held already, the log's length after it."""
+    """What became of an append: its status, how many leading events were skipped, and the log's length after it.
+
+    Under OK the log held those that were skipped; under GAP and CONFLICT all of them were.
+    """
 
     status: Status
     skipped: int
@@ -62,7 +67,7 @@ class EventLog(ABC):
 
         Returns:
             One outcome an append. A `DataError` stands in the place of an append whose user's log is damaged: nothing
-            of it was written, and the other users' appends are applied.
+            of it was written, and the other users' appends are applied. So it is with a gap or a conflict.
 
         Raises:
             MachineError: the store is full, gone or can't be written. Nothing was appended, except where the message
@@ -137,12 +142,18 @@ class EventLog(ABC):
 
 
 def compare(append: Append, length: int) -> Appended:
-    """What an append to a log of `length` events will do; `length` in the result is the one before it."""
+    """What an append to a log of `length` events will do, if the log holds what it skips; `length` in the result is the
+    one before it."""
     if append.position == UNCHECKED_POSITION:
         return Appended(Status.OK, 0, length)
     if append.position > length:
         return Appended(Status.GAP, len(append.events), length)
     return Appended(Status.OK, min(length - append.position, len(append.events)), length)
+
+
+def conflict(append: Append, length: int) -> Appended:
+    """What an append does that skips an event which the log, of `length` events, doesn't hold there."""
+    return Appended(Status.CONFLICT, len(append.events), length)
 
 
 def missing(store: str, start: int, stop: int, extent: Extent) -> DataError:

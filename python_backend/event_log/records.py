@@ -33,6 +33,7 @@ __all__ = [
     "Rows",
     "chunk_of",
     "continue_chunk",
+    "cut_chunk",
     "extend_chunk",
     "rows_of_chunk",
     "seal_rows",
@@ -69,6 +70,18 @@ def rows_of_chunk(user: bytes, first: int, value: bytes) -> Rows:
     """
     verify_chunk(user, first, value)
     return np.frombuffer(value, "<i8", offset=_HEADER.size).reshape(-1, COLUMNS)
+
+
+def cut_chunk(user: bytes, first: int, value: bytes, start: int, stop: int) -> bytes:
+    """The bytes of the rows at positions start..stop-1, which the stored chunk must hold.
+
+    Raises:
+        DataError: as `rows_of_chunk`; or it holds fewer.
+    """
+    count, _ = verify_chunk(user, first, value)
+    if first + count < stop:
+        raise DataError(f"chunk at {first}: expected {stop - first} events, got {count}; the log is damaged there")
+    return value[_HEADER.size + (start - first) * ROW_BYTES : _HEADER.size + (stop - first) * ROW_BYTES]
 
 
 def verify_chunk(user: bytes, first: int, value: bytes) -> tuple[int, int]:

@@ -42,15 +42,33 @@ FORMAT_KEY: Final = b"longrec:format"
 BYTES_KEY: Final = b"longrec:bytes"
 RECENT_KEY: Final = b"longrec:recent"
 USER_KEY: Final = b"longrec:user:"
-OK, GAP, DAMAGED = int(Status.OK), int(Status.GAP), -1
+DAMAGED: Final = -1
 
 # First looks, then writes: when it returns an error, or Redis refuses its first write for want of memory, nothing has
 # changed. A chunk of another size than `length` says is damage: the user's appends are refused, the others go on.
+# Outcomes are {status, skipped, length}. Those of conflicts go on with a position and the rows that the log holds from
+# there on, as the script can't tell damaged rows from other ones. {-1, first, events}: the chunk at `first` should have
+# so many events.
 _SCRIPT: Final = """
 local format, size, row = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local keep, limit = tonumber(ARGV[4]), tonumber(ARGV[5])
 local found = redis.call('GET', KEYS[1])
 if found and found ~= format then return {'format', found} end
+
+-- sealed rows at positions from..to-1; or nil, and what is said of the chunk that isn't whole
+local function held(name, user, from, to)
+    local first = from - from % size
+    local base, parts = math.min(first, user.old), {}
+    while first < math.min(to, user.old) do
+        local chunk, events = user.tail, math.min(user.old - first, size)
+        if events == size then chunk = redis.call('HGET', name, string.format('%d', first)) or '' end
+        if #chunk ~= events * row then return nil, {-1, first, events} end
+        parts[#parts + 1] = chunk
+        first = first + size
+    end
+    if to > user.old then parts[#parts + 1] = table.concat(user.new) end
+    return string.sub(table.concat(parts), (from - base) * row + 1, (to - base) * row)
+end
 
 local users, outcomes, grown = {}, {}, 0
 for n = 1, #KEYS - 3 do
@@ -63,17 +81,28 @@ for n = 1, #KEYS - 3 do
         local used = user.length % size
         if used > 0 then
             user.tail = redis.call('HGET', name, string.format('%d', user.length - used)) or ''
-            user.damaged = #user.tail ~= used * row
+            if #user.tail ~= used * row then user.damaged = {-1, user.length - used, used} end
         end
         users[name] = user
     end
-    local count, skipped = #rows / row, 0
-    if user.damaged then
-        outcomes[n] = {-1, 0, user.length}
-    elseif position > user.length then
-        outcomes[n] = {1, count, user.length}
+    local count, skipped, refused = #rows / row, 0, user.damaged
+    if position > user.length then
+        refused = refused or {1, count, user.length}
+    elseif position >= 0 then
+        skipped = math.min(user.length - position, count)
+        local from, to = math.max(position, user.first), position + skipped
+        if from < to and not refused then
+            local found, damage = held(name, user, from, to)
+            if damage then
+                refused = damage
+            elseif found ~= string.sub(rows, (from - position) * row + 1, skipped * row) then
+                refused = {2, count, user.length, from, found}
+            end
+        end
+    end
+    if refused then
+        outcomes[n] = refused
     else
-        if position >= 0 then skipped = math.min(user.length - position, count) end
         if skipped < count then
             user.new[#user.new + 1] = string.sub(rows, skipped * row + 1)
             user.length = user.length + count - skipped
@@ -192,12 +221,7 @@ class RedisLog(EventLog):
             self._held_bytes, self._appended_at = held, time.monotonic()
             if self._appended_at - self._window_at > SYNC_SECONDS:
                 self._window_at = self._appended_at
-        return [
-            self._damaged(f"chunk at {chunk_of(length)}: expected {length % CHUNK_EVENTS} events, got another number")
-            if status == DAMAGED
-            else Appended(Status(status), skipped, length)
-            for status, skipped, length in outcomes
-        ]
+        return [self._outcome(append, *outcome) for append, outcome in zip(appends, outcomes, strict=True)]
 
     def extent(self, user: bytes) -> Extent:
         """As `EventLog.extent`."""
@@ -235,6 +259,17 @@ class RedisLog(EventLog):
         if self._held_bytes is None:
             self._held_bytes = int(self._ask(lambda: self._redis.get(BYTES_KEY)) or 0)
         return self._held_bytes, self._max_bytes
+
+    def _outcome(self, append: Append, status: int, skipped: int, length: int, *held: Any) -> Appended | DataError:
+        """What became of an append, from the script's outcome."""
+        if status == DAMAGED:
+            return self._damaged(f"chunk at {skipped}: expected {length} events, got another number")
+        if held:  # other rows than the append's, or damaged ones
+            try:
+                unseal_rows(append.user, *held)
+            except DataError as error:
+                return self._damaged(str(error))
+        return Appended(Status(status), skipped, length)
 
     def _rows(self, span: Span, firsts: range, values: list[bytes | None]) -> Rows | DataError:
         """The events of a span from the fields `first` and `length` and the values of its chunks."""

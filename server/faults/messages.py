@@ -20,6 +20,7 @@ __all__ = ["cancelled", "late", "twice_and_lost", "two_writers"]
 
 USERS = 8
 WINDOW = 3  # requests of a user under way at once
+MOST_REFUSALS = 1_000  # of one event, before a writer gives up
 Send = Callable[[Wire, Book, NDArray[np.int64], random.Random], "Pending | None"]
 
 
@@ -73,17 +74,22 @@ def cancelled(rig: Rig, runs: int) -> FaultResult:
 
 
 def two_writers(rig: Rig, runs: int) -> FaultResult:
-    """Two clients write for the same users: the same history with positions, and events of their own without."""
-    books = rig.ledger.open(f"same history {n} {rig.ledger.acknowledged}" for n in range(USERS // 2))
-    books += rig.ledger.open((f"two histories {n} {rig.ledger.acknowledged}" for n in range(USERS // 2)), checked=False)
-    for book in books:
-        book.make(20 * runs)
+    """Two clients write for the same users: the same history with positions; events of their own without; and events of
+    their own with positions, which each counts for itself."""
+    seen, length = rig.ledger.acknowledged, 20 * runs
+    same = rig.ledger.open(f"same history {n} {seen}" for n in range(USERS // 2))
+    apart = rig.ledger.open((f"two histories {n} {seen}" for n in range(USERS // 2)), checked=False)
+    against = rig.ledger.open((f"against each other {n} {seen}" for n in range(USERS // 2)), checked=False)
+    for book in (*same, *apart, *against):
+        book.make(length)
 
-    def write(number: int) -> list[Outcome]:
-        failed = []
+    def write(number: int) -> tuple[list[Outcome], int]:
+        failed: list[Outcome] = []
+        conflicts = 0
+        counted = dict.fromkeys(against, 0)  # events that this client thinks the user has
         with rig.wire() as wire:
-            for start in range(0, 20 * runs, 2):
-                for book in books:
+            for start in range(0, length, 2):
+                for book in (*same, *apart):
                     # of two histories each client sends its half
                     events = (
                         book.events(start, start + 2)
@@ -95,11 +101,34 @@ def two_writers(rig: Rig, runs: int) -> FaultResult:
                         book.acknowledge(events, outcome.length)
                     else:
                         failed.append(outcome)
-        return failed
+                for book in against:
+                    outcome, refusals = _insist(wire, book, start + number, counted[book])
+                    conflicts += refusals
+                    counted[book] = outcome.length
+                    if outcome.fate is not Fate.OK:
+                        failed.append(outcome)
+        return failed, conflicts
 
     with ThreadPoolExecutor(2) as pool:
-        failed = [outcome.message or outcome.fate.value for part in pool.map(write, range(2)) for outcome in part]
-    return rig.result("two clients, one user", runs, *failed[:3], books=books)
+        parts = list(pool.map(write, range(2)))
+    problems = [outcome.message or outcome.fate.value for failed, _ in parts for outcome in failed][:3]
+    # both begin at position 0 with another event, so that the second to come must be refused
+    if (conflicts := sum(count for _, count in parts)) < len(against):
+        problems.append(f"expected a conflict for each of {len(against)} users, got {conflicts}")
+    return rig.result("two clients, one user", runs, *problems, books=[*same, *apart, *against])
+
+
+def _insist(wire: Wire, book: Book, number: int, position: int) -> tuple[Outcome, int]:
+    """Send event `number` of a user at `position`, and where that is another's, at the end that the server tells; the
+    last outcome, and how many conflicts came before it."""
+    events, refusals = book.events(number, number + 1), 0
+    events[:, 0] = position
+    while (outcome := wire.send(book.user, events, k=5).outcome()).fate is Fate.CONFLICT and refusals < MOST_REFUSALS:
+        refusals += 1
+        events[:, 0] = outcome.length
+    if outcome.fate is Fate.OK:
+        book.acknowledge(events, outcome.length)
+    return outcome, refusals
 
 
 def _chaos(fault: str, rig: Rig, runs: int, send: Send, stragglers: Sequence[Pending]) -> FaultResult:
@@ -117,8 +146,8 @@ def _chaos(fault: str, rig: Rig, runs: int, send: Send, stragglers: Sequence[Pen
                     outcome = one.outcome()
                     if outcome.fate is Fate.OK:
                         book.acknowledge(events, outcome.length)
-                    elif outcome.fate is Fate.REFUSED:
-                        problems.append(outcome.message)
+                    elif outcome.fate in (Fate.REFUSED, Fate.CONFLICT):
+                        problems.append(outcome.message or f"{book.user}: a retry was taken for a conflict")
                 if problems:
                     break
             for one in stragglers:

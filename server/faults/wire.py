@@ -26,6 +26,7 @@ class Fate(Enum):
 
     OK = "ok"
     GAP = "gap"
+    CONFLICT = "conflict"
     REFUSED = "refused"  # INVALID_ARGUMENT: it changed nothing
     UNKNOWN = "unknown"  # it failed, or nobody waited for it: it may have been done
 
@@ -119,4 +120,4 @@ def _read(answer: Any) -> Outcome:
     }
     status, length = (int(value) for value in found[STATE][0])
     items, scores = (found[name][0, 0] if name in found else None for name in (ITEMS, SCORES))
-    return Outcome(Fate.OK if status == Status.OK else Fate.GAP, length, items, scores)
+    return Outcome(Fate[Status(status).name], length, items, scores)

@@ -97,12 +97,14 @@ def test_stream_names_items_by_the_catalogue(url: str, run_folder: Path) -> None
         assert row["titles"] == [item.replace("id-", "Title ") for item in row["items"]]
 
 
-def test_stream_prints_gaps_and_goes_on(url: str) -> None:
+def test_stream_prints_gaps_and_conflicts_and_goes_on(url: str) -> None:
     events = [{"user": "gap", "item": 1, "time": 1, "position": position} for position in (0, 4, 1)]
+    events.append({"user": "gap", "item": 2, "time": 1, "position": 0})
     done = longrec("stream", "--url", url, "--k", "1", stdin=lines(events))
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert rows[1] == {"user": "gap", "position": 1, "status": "gap"}
-    assert [row["position"] for row in rows] == [1, 1, 2]
+    assert rows[3] == {"user": "gap", "position": 2, "status": "conflict"}
+    assert [row["position"] for row in rows] == [1, 1, 2, 2]
 
 
 def test_stream_prints_failed_requests_and_ends_with_status_2(url: str) -> None:

@@ -144,11 +144,12 @@ def test_results_are_frozen() -> None:
         prediction.position = 2  # type: ignore[misc]
 
 
-def test_a_gap_is_a_result_without_items() -> None:
-    prediction = decode_prediction(encode("u", k=2), answer(2, [-1, -1], (1, 17)))
-    assert (prediction.status, prediction.position, len(prediction.items)) == (Status.GAP, 17, 0)
-    appended = decode_appended(encode("u", k=None), answer(2, [], (1, 17)))
-    assert (appended.status, appended.length) == (Status.GAP, 17)
+@pytest.mark.parametrize("status", [Status.GAP, Status.CONFLICT])
+def test_a_gap_or_a_conflict_is_a_result_without_items(status: Status) -> None:
+    prediction = decode_prediction(encode("u", k=2), answer(2, [-1, -1], (status, 17)))
+    assert (prediction.status, prediction.position, len(prediction.items)) == (status, 17, 0)
+    appended = decode_appended(encode("u", k=None), answer(2, [], (status, 17)))
+    assert (appended.status, appended.length) == (status, 17)
 
 
 GARBAGE: dict[str, tuple[dict[str, Tensor], str]] = {
@@ -168,7 +169,7 @@ GARBAGE: dict[str, tuple[dict[str, Tensor], str]] = {
     ),
     "status": (
         answer(2, [1, 2], (9, 1)),
-        r"^STATE: expected a status of 0 OK, 1 GAP, got 9; the server is newer: upgrade$",
+        r"^STATE: expected a status of 0 OK, 1 GAP, 2 CONFLICT, got 9; the server is newer: upgrade$",
     ),
     "length": (answer(2, [1, 2], (0, -1)), r"^STATE: expected a length >= 0, got -1$"),
 }

@@ -154,31 +154,37 @@ def test_counts_are_those_of_the_requests(server: Server) -> None:
         long = [Event(item=item % NUM_ITEMS, time_ms=1000 * item, position=item) for item in range(40)]
         client.recommend(user="cold", events=long, k=3)
     with InferenceServerClient(server.grpc_url) as client:
-        for rows, error in (([[9, 1, 1]], None), ([[1, 1, 1], [5, 1, 1]], "EVENT column position")):
+        for user, rows, error in (
+            (b"dora", [[9, 1, 1]], [Status.GAP, 0]),
+            (b"anna", [[0, 1, 1]], [Status.CONFLICT, 6]),
+            (b"dora", [[1, 1, 1], [5, 1, 1]], "EVENT column position"),
+        ):
             inputs = [InferInput(USER, [1, 1], "BYTES"), InferInput(EVENT, [1, len(rows), 3], "INT64")]
             inputs.append(InferInput(CANDIDATE, [1, 0], "INT64"))
-            values = (np.array([[b"dora"]], np.object_), np.array([rows], np.int64), np.empty((1, 0), np.int64))
+            values = (np.array([[user]], np.object_), np.array([rows], np.int64), np.empty((1, 0), np.int64))
             for tensor, value in zip(inputs, values, strict=True):
                 tensor.set_data_from_numpy(value)
-            if error is None:
-                assert client.infer(MODEL, inputs).as_numpy("STATE").tolist() == [[Status.GAP, 0]]
+            if isinstance(error, list):
+                assert client.infer(MODEL, inputs).as_numpy("STATE").tolist() == [error]
             else:
                 with pytest.raises(InferenceServerException, match=error):
                     client.infer(MODEL, inputs)
     expected = {
         ("longrec_requests_total", "ok"): 4,
         ("longrec_requests_total", "gap"): 1,
+        ("longrec_requests_total", "conflict"): 1,
         ("longrec_requests_total", "invalid"): 1,
         ("longrec_requests_total", "error"): 0,
-        ("longrec_queries_total", ""): 5,
+        ("longrec_queries_total", ""): 6,
         ("longrec_gaps_total", ""): 1,
+        ("longrec_conflicts_total", ""): 1,
         ("longrec_events_appended_total", ""): 5 + 5 + 1 + 40,
         ("longrec_events_skipped_total", ""): 1,
         ("longrec_events_unknown_total", ""): 1,
         ("longrec_events_computed_total", ""): 5 + 5 + 1 + 31,  # of the cold user's, what reaches an answer
         ("longrec_deferred_total", ""): 1,
         ("longrec_memory_users", ""): 3,
-        ("longrec_request_seconds_count", ""): 6,
+        ("longrec_request_seconds_count", ""): 7,
         ("longrec_queue_seconds_count", ""): 1,
         ("longrec_log_bytes_limit", ""): 0,
     }

@@ -94,6 +94,31 @@ def test_a_gap_writes_nothing_and_says_the_length(make_engine, make_history):
     assert engine.log.length(b"u") == 3
 
 
+def test_a_conflict_writes_nothing_and_the_memory_stays(make_engine, make_history, recompute):
+    engine, history = make_engine(inline_events=5), make_history(5, 30)
+    engine.answer_all([query("u", history, 0, 9)])
+    other = history.copy()
+    other[7, 1] += 1
+    batch = [
+        query("u", other, 7, 11),
+        query("v", history, 0, 2),
+        query("u", other, 2, 30),
+        query("u", other, 6, 9, k=0),
+    ]
+    first, neighbour, late, alone = engine.answer_all(batch)
+    for answer in (first, late, alone):
+        assert (answer.status, answer.length, answer.error) == (Status.CONFLICT, 9, None)
+        assert (answer.items == -1).all()
+        assert (answer.scores == -np.inf).all()
+    assert_ranks(neighbour, recompute(history[:2]))
+    assert (engine.observations.conflicts, engine.observations.gaps, engine.observations.queries) == (3, 0, 5)
+    assert (engine.observations.events_appended, engine.observations.events_skipped) == (11, 0)
+    np.testing.assert_array_equal(engine.log.read(b"u", 0, 9), history[:9])
+    (answer,) = engine.answer_all([query("u", history, 7, 12)])
+    assert answer.length == 12
+    assert_ranks(answer, recompute(history[:12]))
+
+
 def test_unchecked_events_go_to_the_end(make_engine, make_history, recompute):
     engine, history = make_engine(), make_history(6, 8)
     engine.answer_all([query("u", history, 0, 5)])

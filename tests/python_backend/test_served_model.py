@@ -77,7 +77,7 @@ def test_interleaved_streams_equal_recompute(server, network, make_history):
     assert batches.mean_batch() > 1, "requests in flight together must be batched"
 
 
-def test_gap_retry_and_length(server, make_history):
+def test_gap_retry_conflict_and_length(server, make_history):
     history = make_history(1, 10)
     with Client(server.grpc_url) as client:
         assert client.history_length(user="gap") == 0
@@ -86,6 +86,11 @@ def test_gap_retry_and_length(server, make_history):
         assert (refused.status, refused.position, len(refused.items)) == (Status.GAP, 4, 0)
         retried = client.recommend(user="gap", events=rows(history, 2, 7))
         assert (retried.status, retried.position) == (Status.OK, 7)
+        other = rows(history, 5, 9)
+        other[1, 1] += 1  # the item
+        for refused in (client.recommend(user="gap", events=other), client.recommend(user="gap", events=other[1:])):
+            assert (refused.status, refused.position, len(refused.items)) == (Status.CONFLICT, 7, 0)
+        assert client.append(user="gap", events=other).status is Status.CONFLICT
         assert client.history_length(user="gap") == 7
 
 

@@ -120,6 +120,86 @@ def test_a_full_log_appends_nothing_and_stays_usable(open_log, rows):
     assert log.append([Append(b"both", held, rows())]) == [(Status.OK, 0, held)]
 
 
+@pytest.mark.parametrize("length", [3, CHUNK_EVENTS, CHUNK_EVENTS + 1, 3 * CHUNK_EVENTS + 5])
+def test_another_event_at_a_position_is_a_conflict_and_nothing_is_written(log, rows, length):
+    events = rows(*range(length + 2))
+    log.append([Append(b"u", 0, events[:length])])
+    for place in {0, 1, length // 2, CHUNK_EVENTS - 1, CHUNK_EVENTS, length - 1} & set(range(length)):
+        for column in (0, 1):
+            other = events.copy()
+            other[place, column] += 1
+            for start, stop in ((0, length), (0, length + 2), (place, place + 1), (place, length + 2)):
+                outcomes = log.append(
+                    [Append(b"u", start, other[start:stop]), Append(b"u", start, events[start:length])]
+                )
+                assert outcomes == [(Status.CONFLICT, stop - start, length), (Status.OK, length - start, length)]
+            if place + 1 < length:  # what lies beside it is still as it was
+                assert log.append([Append(b"u", place + 1, other[place + 1 : length])])[0].status is Status.OK
+    assert log.length(b"u") == length
+    np.testing.assert_array_equal(log.read(b"u", 0, length), events[:length])
+    assert log.append([Append(b"u", 0, events)]) == [(Status.OK, length, length + 2)]
+
+
+def test_a_conflict_leaves_the_others_of_its_batch_alone(log, rows):
+    log.append([Append(b"u", 0, rows(1, 2))])
+    batch = [
+        Append(b"v", 0, rows(1)),
+        Append(b"u", 2, rows(3)),
+        Append(b"u", 1, rows(2, 4)),  # another event than the one before it in this batch
+        Append(b"u", 2, rows(3, 4)),
+        Append(b"w", -1, rows(7)),
+        Append(b"w", 0, rows(7, 8)),
+        Append(b"w", 0, rows(8)),
+    ]
+    ok, conflict = Status.OK, Status.CONFLICT
+    assert log.append(batch) == [
+        (ok, 0, 1),
+        (ok, 0, 3),
+        (conflict, 2, 3),
+        (ok, 1, 4),
+        (ok, 0, 1),
+        (ok, 1, 2),
+        (conflict, 1, 2),
+    ]
+    np.testing.assert_array_equal(log.read(b"u", 0, 4), rows(1, 2, 3, 4))
+    np.testing.assert_array_equal(log.read(b"w", 0, 2), rows(7, 8))
+    assert log.length(b"v") == 1
+
+
+def test_appends_of_a_batch_are_compared_across_a_chunks_edge(log, rows):
+    events, other = rows(*range(200)), rows(*range(1, 201))
+    log.append([Append(b"u", 0, events[:60])])
+    batch = [
+        Append(b"u", 60, events[60:150]),
+        Append(b"u", 50, events[50:160]),
+        Append(b"u", 130, events[130:155]),
+        Append(b"u", 130, other[130:155]),
+        Append(b"u", 159, other[159:]),
+        Append(b"u", 159, events[159:]),
+    ]
+    expected = [(0, 0, 150), (0, 100, 160), (0, 25, 160), (2, 25, 160), (2, 41, 160), (0, 1, 200)]
+    assert log.append(batch) == expected
+    np.testing.assert_array_equal(log.read(b"u", 0, 200), events)
+
+
+def test_what_retention_dropped_counts_as_equal(open_log, rows):
+    log, events = open_log(max_user_events=70), rows(*range(300))
+    for start in range(0, 300, 50):
+        log.append([Append(b"u", start, events[start : start + 50])])
+    first, length = log.extent(b"u")
+    assert first > CHUNK_EVENTS
+    other = events.copy()
+    other[:first] += 1
+    ok, conflict = Status.OK, Status.CONFLICT
+    assert log.append([Append(b"u", 0, other)]) == [(ok, 300, 300)]
+    assert log.append([Append(b"u", 3, other[3:first])]) == [(ok, first - 3, 300)]
+    other[first] += 1
+    assert log.append([Append(b"u", 0, other)]) == [(conflict, 300, 300)]
+    assert log.append([Append(b"u", first, other[first:])]) == [(conflict, 300 - first, 300)]
+    assert log.extent(b"u") == (first, length)
+
+
+BACK = st.sampled_from([-1, 0, 1, 1, 2, 3, 40, 200])
 COUNTS = st.sampled_from([0, 1, 2, CHUNK_EVENTS - 1, CHUNK_EVENTS, CHUNK_EVENTS + 1, 2 * CHUNK_EVENTS])
 
 
@@ -138,23 +218,34 @@ class _Lists(RuleBasedStateMachine):
         self.lists = {b"%d %s" % (run, name): [] for name in (b"a", b"ab", b"b")}
         self.items = itertools.count()
 
-    @rule(appends=st.lists(st.tuples(st.integers(0, 2), st.integers(-1, 3), COUNTS), max_size=4))
+    @rule(appends=st.lists(st.tuples(st.integers(0, 2), BACK, COUNTS, st.integers(-1, 3)), max_size=4))
     def append(self, appends):
-        """Each append: whose, from how far before (or past) the end or unchecked, how many events."""
+        """Each append: whose, from how far before (or past) the end or unchecked, how many events, and which of those
+        that the log has is another one (-1: none)."""
         batch, expected = [], []
-        for user, back, count in appends:
+        for user, back, count, wrong in appends:
             name = sorted(self.lists)[user]
             held = self.lists[name]
             position = -1 if back < 0 else max(0, len(held) + 1 - back)
-            events = np.array([(next(self.items), 0) for _ in range(count)], np.int64).reshape(-1, 2)
-            batch.append(Append(name, position, events))
+            skipped = 0 if position < 0 else min(max(len(held) - position, 0), count)
+            sent = [*held[position : position + skipped], *(next(self.items) for _ in range(count - skipped))]
+            differs = 0 <= wrong < skipped
+            if differs:
+                sent[wrong] = next(self.items)
+            batch.append(Append(name, position, np.array([(item, 0) for item in sent], np.int64).reshape(-1, 2)))
             if position > len(held):
                 expected.append((Status.GAP, count, len(held)))
                 continue
-            skipped = 0 if position < 0 else min(len(held) - position, count)
-            held += events[skipped:, 0].tolist()
+            if differs and position + wrong >= self.first(name):
+                expected.append((Status.CONFLICT, count, len(held)))
+                continue
+            held += sent[skipped:]
             expected.append((Status.OK, skipped, len(held)))
         assert self.log.append(batch) == expected
+
+    def first(self, name):
+        """Oldest position that was there before this batch."""
+        return self.log.extent(name).first
 
     @rule()
     def reopen(self):

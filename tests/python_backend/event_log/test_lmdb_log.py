@@ -124,6 +124,25 @@ def test_flipped_bytes_on_the_disk_fail_their_user_alone(tmp_path, rows):
     log.close()
 
 
+@pytest.mark.parametrize("lost", [False, True], ids=["flipped", "lost"])
+def test_a_retry_of_events_in_a_damaged_chunk_is_no_conflict(tmp_path, rows, lost):
+    log, events = open_log(tmp_path / "log"), rows(*range(300))
+    log.append([Append(b"u", 0, events)])
+    log.close()
+    with lmdb.open(str(tmp_path / "log"), max_dbs=2) as env, env.begin(write=True, db=env.open_db(b"events")) as txn:
+        key = b"\0\1u" + (64).to_bytes(8, "big")
+        value = bytearray(txn.get(key))
+        value[50] ^= 1
+        assert txn.delete(key) if lost else txn.put(key, bytes(value))
+    log = open_log(tmp_path / "log")
+    batch = [Append(b"u", start, events[start:stop]) for start, stop in ((0, 65), (100, 110), (0, 64), (128, 300))]
+    first, second, before, behind = log.append(batch)
+    assert isinstance(first, DataError)
+    assert isinstance(second, DataError)
+    assert (before, behind) == ((Status.OK, 64, 300), (Status.OK, 172, 300))
+    log.close()
+
+
 def test_a_file_that_was_cut_off_is_refused(tmp_path, rows):
     log = open_log(tmp_path / "log")
     log.append([Append(b"%d" % n, 0, rows(*range(60))) for n in range(50)])

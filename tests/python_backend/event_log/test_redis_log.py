@@ -138,8 +138,11 @@ def test_damage_fails_its_user_alone(redis_server, log, rows, kind):
             log.read(b"hurt", start, stop)
     hurt, well = log.append([Append(b"hurt", 70, rows(7)), Append(b"well", 2, rows(3))])
     assert well == (Status.OK, 0, 3)
-    if kind != "flipped":  # the script can't compute checksums: that damage is found when it is read
+    if kind != "flipped":  # the script can't compute checksums: that damage is found when it is read, or compared
         assert isinstance(hurt, DataError)
+    hurt, well = log.append([Append(b"hurt", 0, rows(0, 1)), Append(b"well", 1, rows(2))])
+    assert isinstance(hurt, DataError), "damage is no conflict"
+    assert well == (Status.OK, 1, 3)
     np.testing.assert_array_equal(log.read(b"well", 0, 3), rows(1, 2, 3))
 
 
