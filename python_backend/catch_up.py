@@ -119,7 +119,7 @@ class CatchUp:
             if count <= 0:
                 continue
             try:
-                if not work.holds(start):
+                if not work.holds(start, start + count):
                     num_read += count
                     num_caught_up += count if row != NO_ROW and start == pool.length[row] else 0
                 part_rows = work.take(self.log, start, start + count)

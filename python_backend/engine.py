@@ -305,6 +305,7 @@ class Engine:
                 answers[entry.number] = answer
         self._count_events(fresh)
         for work, entry in taken:
+            work.drop_rows()  # its entries before are answered
             if entry.outcome is not None:
                 work.add_rows(entry)
             if entry.number in answers:

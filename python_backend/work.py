@@ -62,22 +62,29 @@ class Work:
     entries: deque[Entry] = field(default_factory=deque)
     rows_start: int = 0
     rows: list[Rows] = field(default_factory=list)
+    _rows_stop: int = 0
 
     def add_rows(self, entry: Entry) -> None:
         """Keep what the entry's append brought, so that the log needn't be read for it."""
         rows = entry.new_rows
         if len(rows):
-            if not self.rows or self.rows_start + sum(map(len, self.rows)) != entry.after - len(rows):
-                self.rows, self.rows_start = [], entry.after - len(rows)
+            start = entry.after - len(rows)
+            if start != self._rows_stop:
+                self.rows, self.rows_start = [], start
             self.rows.append(rows)
+            self._rows_stop = entry.after
 
-    def holds(self, start: int) -> bool:
-        """Whether `rows` reach back to position `start`."""
-        return bool(self.rows) and self.rows_start <= start
+    def drop_rows(self) -> None:
+        """Forget the rows: whoever needs them reads the log."""
+        self.rows, self.rows_start, self._rows_stop = [], 0, 0
+
+    def holds(self, start: int, stop: int) -> bool:
+        """Whether `rows` reach from position `start` to `stop`; another engine may have appended behind them."""
+        return self.rows_start <= start and stop <= self._rows_stop
 
     def take(self, log: EventLog, start: int, stop: int) -> Rows:
         """Events [stop - start, 2] at positions start..stop-1. Raises as `EventLog.read`."""
-        if not self.holds(start):
+        if not self.holds(start, stop):
             return log.read(self.user, start, stop)
         rows = self.rows[0] if len(self.rows) == 1 else np.concatenate(self.rows)
         if start == self.rows_start and stop - start == len(rows):

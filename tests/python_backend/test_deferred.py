@@ -9,7 +9,9 @@ from longrec.config import EngineConfig
 from longrec.errors import MachineError
 from longrec.protocol import Status
 from longrec.python_backend.engine import Engine, Ticket
-from longrec.python_backend.lanes import Lanes
+from longrec.python_backend.event_log.lmdb_batch import PLACE, prefix_of
+from longrec.python_backend.event_log.records import CHUNK_EVENTS
+from longrec.python_backend.lanes import MAX_PASSING, Lanes
 from longrec.python_backend.query import Query
 
 EMPTY = np.empty((0, 2), np.int64)
@@ -64,6 +66,20 @@ def test_requests_behind_a_deferred_one_keep_their_order(make_engine, make_histo
     for answer, length in zip(answers.values(), (30, 32, 32, 60), strict=True):
         assert answer.length == length
         assert_answers(answer, recompute(history[:length]))
+
+
+def test_a_request_behind_a_deferred_one_sees_what_another_engine_appended_meanwhile(
+    make_engine, make_history, recompute
+):
+    engine, other, history = make_engine(), make_engine(), make_history(4, 45)
+    first, second, third = engine.answer([query("u", history[:40]), query("u", EMPTY), query("v", make_history(2, 30))])
+    answers = dict(engine.turn())
+    assert engine.log.length(b"u") == 40
+    other.answer([query("u", history[40:])])
+    answers |= take_turns(engine)
+    assert [answers[ticket].length for ticket in (first, second, third)] == [40, 45, 30]
+    assert_answers(answers[first], recompute(history[:40]))
+    assert_answers(answers[second], recompute(history))
 
 
 def test_retries_gaps_and_appends_alone_are_answered_behind_a_deferred_one(make_engine, make_history, recompute):
@@ -172,9 +188,57 @@ def test_cold_users_are_warmed_in_order_while_pages_are_free(make_engine, make_h
     assert engine.pool.evictions == 0
 
 
+def test_a_cold_user_with_a_damaged_log_is_passed_over(make_engine, make_history, log):
+    engine, length = make_engine(), 2 * CHUNK_EVENTS + 5
+    engine.answer_all([query("hurt", make_history(1, length), k=0), query("well", make_history(2, 9), k=0)])
+    with log._env.begin(write=True, db=log._events) as transaction:
+        key = prefix_of(b"hurt") + PLACE.pack(CHUNK_EVENTS)
+        value = transaction.get(key)
+        transaction.put(key, value[:-1] + bytes([value[-1] ^ 1]))
+    engine.warm_up([b"hurt", b"well"])
+    for _ in range(9):
+        engine.turn()
+    assert not engine.has_work
+    assert b"well" in engine.pool
+    assert b"hurt" not in engine.pool
+
+
+def test_a_full_pool_ends_the_warming_at_once(make_engine, make_history, monkeypatch):
+    engine = make_engine(memory_bytes=4 * 2 * 2 * 16 * 2 * 8 * 4)
+    engine.answer_all([query("u", make_history(1, 9))])
+    monkeypatch.setattr(engine.log, "length", None)  # nobody is looked up
+    engine.warm_up([b"%d" % number for number in range(10_000)])
+    assert not engine.turn()
+    assert not engine.has_work
+
+
+def test_a_turn_comes_though_requests_leave_no_time_between_them():
+    left = [3]
+    lanes = Lanes(lambda: bool(left[0]), lambda: bool(left[0]))
+
+    def behind():
+        while True:
+            with lanes.behind() as holds:
+                if not holds:
+                    return
+                left[0] -= 1
+
+    thread = threading.Thread(target=behind)
+    thread.start()
+    while not lanes._waits_behind:
+        pass
+    requests = 0
+    while left[0]:
+        with lanes.front():
+            requests += 1
+            assert requests <= 4 * MAX_PASSING
+    lanes.close()
+    thread.join(10)
+
+
 def test_a_request_goes_before_the_next_turn():
     work, order = [3], []
-    lanes = Lanes(lambda: bool(work[0]))
+    lanes = Lanes(lambda: bool(work[0]), lambda: bool(work[0]))
     in_turn, asked = threading.Event(), threading.Event()
 
     def behind():
