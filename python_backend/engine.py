@@ -36,6 +36,7 @@ from longrec.python_backend.work import Entry, Work
 __all__ = ["Engine", "Ticket"]
 
 MAX_SERVED = 64
+WARM_LOOKUPS = 32  # cold users looked up in a turn, for which everybody waits: a round trip each to a remote log
 TURN_EVENTS = 64  # a turn is cut among as many users as get this many events each
 NO_EVENTS = np.empty((0, 2), np.int64)
 
@@ -89,6 +90,11 @@ class Engine:
     def has_work(self) -> bool:
         """Whether `turn` has something to do."""
         return bool(self._deferred or self._cold)
+
+    @property
+    def owes_answers(self) -> bool:
+        """Whether somebody waits for a `turn`."""
+        return bool(self._deferred)
 
     @torch.inference_mode()
     def answer(self, queries: Sequence[Query]) -> list[Answer | Ticket]:
@@ -327,18 +333,22 @@ class Engine:
             self.pool.pinned[row] = pinned
 
     def _warm_one(self) -> None:
-        """A chunk for the first of the cold users."""
-        while self._cold:
-            user, pool = self._cold[0], self.pool
+        """A chunk for the first of the cold users who lacks a memory."""
+        pool, chunk = self.pool, self.config.chunk_events
+        if pool.num_free_pages < pool.pages_per_user:
+            self._cold.clear()
+        for _ in range(min(WARM_LOOKUPS, len(self._cold))):
+            user = self._cold[0]
             try:
                 length = self.log.length(user)
-                done = length == 0 or (user in pool and pool.length[pool.row(user)] == length)
-                if not done and pool.num_free_pages >= pool.pages_per_user:
+                if length and not (user in pool and pool.length[pool.row(user)] == length):
                     query = Query(user, NO_EVENTS, UNCHECKED_POSITION, None, 0)
                     work = Work(user, deque([Entry(-1, query, Appended(Status.OK, 0, length))]))
-                    chunk = self.config.chunk_events
-                    self._answers(self._catch_up.run([work], each=self.config.max_user_step_events, room=chunk), [work])
-                    self.observations.background_rebuilds += not work.entries
+                    caught = self._catch_up.run([work], each=self.config.max_user_step_events, room=chunk)
+                    self._answers(caught, [work])
+                    self.observations.background_rebuilds += len(caught.entries)
+                    if not work.entries or user not in pool:  # done, damaged, or there is no room after all
+                        self._cold.popleft()
                     return
             except LongrecError:  # whoever asks for this user will be told
                 pass

@@ -49,12 +49,10 @@ class _Late:
         self.sender, self.outputs, self.answers, self.began = sender, outputs, answers, began
         self.tickets = {answer: at for at, answer in enumerate(answers) if isinstance(answer, Ticket)}
 
-    def settle(self, ticket: Ticket, answer: Answer) -> Any:
-        """Take an answer; the response if it was the last, else None."""
+    def settle(self, ticket: Ticket, answer: Answer) -> bool:
+        """Take an answer; whether it was the last."""
         self.answers[self.tickets.pop(ticket)] = answer
-        if self.tickets:
-            return None
-        return _respond(self.known, self.outputs)
+        return not self.tickets
 
     @property
     def known(self) -> list[Answer]:
@@ -62,8 +60,11 @@ class _Late:
         return [answer for answer in self.answers if isinstance(answer, Answer)]
 
     def send(self, response: Any) -> None:
-        """Send the response."""
-        self.sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        """Send the response. Never raises: others wait for theirs."""
+        try:
+            self.sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        except Exception:
+            logger.exception("a deferred answer could not be sent")
 
 
 class TritonPythonModel:
@@ -114,7 +115,7 @@ class TritonPythonModel:
             return make
 
         self._late: dict[Ticket, _Late] = {}  # of the lane that holds the engine
-        self._lanes = Lanes(lambda: self.engine.has_work)
+        self._lanes = Lanes(lambda: self.engine.has_work, lambda: self.engine.owes_answers)
         self._behind = threading.Thread(target=self._take_turns, name="deferred work", daemon=True)
         self._behind.start()
         kinds = pb_utils.MetricFamily
@@ -164,6 +165,8 @@ class TritonPythonModel:
         self.metrics.close()
         self._lanes.close()
         self._behind.join()
+        for late, response in self._fail_late(ServerError("the server stops; send the request again")):
+            late.send(response)
         self.rules.close()
         self.log.close()
 
@@ -179,27 +182,40 @@ class TritonPythonModel:
             with self._lanes.behind() as holds:
                 if not holds:
                     return
-                late: dict[_Late, Any] = {}  # the response that each gets now
+                finished: list[tuple[_Late, Any]] = []
                 try:
                     done = self.engine.turn()
-                    late = {
-                        one: one.settle(ticket, answer) for ticket, answer in done if (one := self._late.pop(ticket))
-                    }
-                    for one, response in late.items():
-                        if response is not None:
-                            outcome, seconds = _outcome(one.known), time.monotonic() - one.began
-                            self.engine.observations.note_request(outcome, seconds)
                 except Exception as error:  # whatever it is, nobody may wait for ever
                     logger.exception("deferred work failed")
                     self.engine.give_up()
-                    failure = _failure(ServerError(f"deferred work failed: {error}"), pb_utils.TritonError.INTERNAL)
-                    late = dict.fromkeys(self._late.values(), failure)
-                    self._late.clear()
-                    for one in late:
-                        self.engine.observations.note_request("failed", time.monotonic() - one.began)
-            for one, response in late.items():
-                if response is not None:
-                    one.send(response)
+                    finished = self._fail_late(ServerError(f"deferred work failed: {error}"))
+                else:
+                    for ticket, answer in done:
+                        late = self._late.pop(ticket, None)  # None: `execute` failed after the engine's answer
+                        if late is not None and late.settle(ticket, answer):
+                            finished.append((late, self._response_of(late)))
+            for late, response in finished:
+                late.send(response)
+
+    def _response_of(self, late: _Late) -> Any:
+        """The response of a request whose answers are there."""
+        seconds = time.monotonic() - late.began
+        try:
+            response, outcome = _respond(late.known, late.outputs), _outcome(late.known)
+        except Exception as error:
+            logger.exception("a deferred answer could not be made")
+            failure = ServerError(f"deferred work failed: {error}")
+            response, outcome = _failure(failure, pb_utils.TritonError.INTERNAL), "failed"
+        self.engine.observations.note_request(outcome, seconds)
+        return response
+
+    def _fail_late(self, error: LongrecError) -> list[tuple[_Late, Any]]:
+        """Forget the requests that wait; each with its response."""
+        failed = list(dict.fromkeys(self._late.values()))
+        self._late.clear()
+        for late in failed:
+            self.engine.observations.note_request("failed", time.monotonic() - late.began)
+        return [(late, _failure(error, pb_utils.TritonError.INTERNAL)) for late in failed]
 
     def _parse(self, request: Any) -> _Work | ArgumentError:
         try:

@@ -26,6 +26,7 @@ from longrec.python_backend.work import Entry, Rows
 __all__ = ["Predictor"]
 
 GAP_EVENTS = 32  # newest gaps whose median a rollout's events keep
+MAX_GAP_MS = 1 << 62  # a median is a float, and may be rounded up past int64
 MAX_PATHS = 128  # paths that are rolled out together
 MAX_EXPLAINED = 16  # users explained in one call: 5 ms on a core at a window of 256, for which everybody waits
 
@@ -99,7 +100,10 @@ class Predictor:
             for entry, (items, scores) in zip(entries, ranked, strict=True)
         ]
         explained = [number for number in explained if number not in failed]
-        waiting = explained[MAX_EXPLAINED:]
+        # whoever stood there before the step may have made room for it since
+        waiting = [number for number in explained if not self._stands(entries[number])]
+        explained = [number for number in explained if number not in waiting]
+        waiting += explained[MAX_EXPLAINED:]
         if explained:
             self._explain(explained[:MAX_EXPLAINED], entries, answers, failed)
         rolled = [number for number in rolled if number not in failed]
@@ -121,6 +125,11 @@ class Predictor:
             if room < 0 and at:
                 return numbers[:at], numbers[at:]
         return numbers, []
+
+    def _stands(self, entry: Entry) -> bool:
+        """Whether the user's memory stands where the answer stands."""
+        row = self._pool.row(entry.query.user)
+        return not entry.after or (row != NO_ROW and bool(self._pool.length[row] == entry.after))
 
     def _left_out(self, entry: Entry) -> NDArray[np.int64]:
         settings = entry.query.settings
@@ -189,7 +198,7 @@ class Predictor:
             entry = entries[number]
             try:
                 times = self._newest(entry.query, entry.after, GAP_EVENTS + 1)[:, 1]
-                gap_ms = int(np.median(np.maximum(np.diff(times), 0))) if len(times) > 1 else 0
+                gap_ms = int(min(np.median(np.maximum(np.diff(times), 0)), MAX_GAP_MS)) if len(times) > 1 else 0
                 asks_why = entry.query.settings.explain > 0 and entry.after > 0
                 newest = self._newest_event(entry) if asks_why else (0, 0)
             except LongrecError as error:
@@ -211,11 +220,10 @@ class Predictor:
         waiting: list[int] = []
         for number in alone:
             # who else was in the step has been answered, or can wait: their pages may go to this one's forks
-            user = entries[number].query.user
-            row = self._pool.row(user)
-            if entries[number].after and (row == NO_ROW or self._pool.length[row] != entries[number].after):
+            if not self._stands(entries[number]):
                 waiting.append(number)
                 continue
+            row = self._pool.row(entries[number].query.user)
             self._pool.begin_step()
             self._pool.touch([row] if row != NO_ROW else [])
             no_room = run([number])

@@ -27,6 +27,7 @@ from longrec.python_backend.step import StepInputs, StepRunner
 __all__ = ["RolledOut", "Rollouts", "Root"]
 
 Ints = NDArray[np.int64]
+MAX_TIME = np.iinfo(np.int64).max
 
 
 class Root(NamedTuple):
@@ -212,8 +213,10 @@ class Rollouts:
         pool = self._pool
         rows = np.array([path.row for path in paths], np.int64)
         counts = np.ones(len(paths), np.int64)
-        gaps = np.array([roots[path.root].gap_ms for path in paths])
-        events = np.stack([[_last_item(path) for path in paths], np.maximum(pool.time[rows], 0) + gaps], axis=1)
+        gaps = np.array([roots[path.root].gap_ms for path in paths], np.int64)
+        times = np.maximum(pool.time[rows], 0)
+        times += np.minimum(gaps, MAX_TIME - times)
+        events = np.stack([[_last_item(path) for path in paths], times], axis=1)
         if pool.num_fitting(rows, counts) < len(rows):
             raise MachineError("memory_bytes: expected room for a rollout's events, got none: raise it")
         pool.reserve(rows, counts)

@@ -212,8 +212,8 @@ def test_a_full_pool_ends_the_warming_at_once(make_engine, make_history, monkeyp
     assert not engine.has_work
 
 
-def test_a_turn_comes_though_requests_leave_no_time_between_them():
-    left = [3]
+def test_a_turn_comes_though_a_request_always_waits():
+    left, requests = [0], [0]
     lanes = Lanes(lambda: bool(left[0]), lambda: bool(left[0]))
 
     def behind():
@@ -223,17 +223,25 @@ def test_a_turn_comes_though_requests_leave_no_time_between_them():
                     return
                 left[0] -= 1
 
-    thread = threading.Thread(target=behind)
-    thread.start()
-    while not lanes._waits_behind:
-        pass
-    requests = 0
-    while left[0]:
-        with lanes.front():
-            requests += 1
-            assert requests <= 4 * MAX_PASSING
+    def goes_on():
+        return (left[0] or not requests[0]) and requests[0] < 20 * MAX_PASSING
+
+    def ask():
+        while goes_on():
+            with lanes.front():
+                left[0] = left[0] if requests[0] else 3
+                requests[0] += 1
+                while goes_on() and not lanes._in_front:  # the other request is there before this one is done
+                    pass
+
+    threads = [threading.Thread(target=target) for target in (behind, ask, ask)]
+    for thread in threads:
+        thread.start()
+    for thread in threads[1:]:
+        thread.join(60)
+    assert requests[0] < 20 * MAX_PASSING
     lanes.close()
-    thread.join(10)
+    threads[0].join(10)
 
 
 def test_a_request_goes_before_the_next_turn():

@@ -21,6 +21,7 @@ from longrec.python_backend.settings import Settings
 
 NUM_ITEMS, WINDOW = 97, 12
 TOLERANCE = 1e-4
+MAX = np.iinfo(np.int64).max
 NO_EVENTS = np.empty((0, 2), np.int64)
 
 
@@ -350,3 +351,26 @@ def test_an_event_that_cannot_be_read_fails_its_query_alone(engine, make_history
 def test_gradients_are_not_kept(engine, make_history):
     (answer,) = engine.answer_all([query(fresh_user(), make_history(4, 9), horizon=2, explain=1)])
     assert not any(isinstance(part, torch.Tensor) for part in answer)
+
+
+def test_whose_memory_made_room_in_the_step_is_explained_later(make_engine, make_history):
+    engine = make_engine(memory_bytes=4 * 2 * 2 * 16 * 2 * 8 * 4)
+    history, fresh = make_history(1, 15), make_history(2, 20)
+    engine.answer_all([query(b"asks why", history)])
+    evictions = engine.pool.evictions
+    queries = [query(b"asks why", explain=2), query(b"a", fresh), query(b"b", fresh)]
+    answers = engine.answer_all(queries)
+    assert engine.pool.evictions > evictions
+    assert [answer.error for answer in answers] == [None] * 3
+    (expected,) = engine.answer_all(queries[:1])
+    np.testing.assert_array_equal(answers[0].because, expected.because)
+
+
+@pytest.mark.parametrize("beam", [1, 3])
+@pytest.mark.parametrize("times", [(0, MAX), (0, MAX // 2, MAX), (MAX, 0), (MAX,)], ids=repr)
+def test_times_at_the_end_of_int64_are_rolled_out_as_others(engine, times, beam):
+    user = fresh_user()
+    events = np.array([(3, time) for time in times], np.int64)
+    (answer,) = engine.answer_all([query(user, events, horizon=4, beam=beam, explain=2)])
+    assert answer.error is None
+    assert (answer.items >= 0).all()
