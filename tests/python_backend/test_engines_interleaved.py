@@ -95,6 +95,11 @@ class _Players:
             assert query.position > answer.length or query.position > 1 << 40
             return
         history = self.log.read(query.user, 0, answer.length)
+        held = history[query.position :][: len(query.events)] if query.position >= 0 else query.events[:0]
+        if answer.status is Status.CONFLICT:
+            assert (held != query.events[: len(held)]).any()
+            return
+        np.testing.assert_array_equal(held, query.events[: len(held)])
         if len(query.events) and query.position < 0:
             np.testing.assert_array_equal(history[-len(query.events) :], query.events)
         if not query.k:
