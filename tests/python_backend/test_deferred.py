@@ -205,7 +205,8 @@ def test_a_cold_user_with_a_damaged_log_is_passed_over(make_engine, make_history
 
 def test_a_full_pool_ends_the_warming_at_once(make_engine, make_history, monkeypatch):
     engine = make_engine(memory_bytes=4 * 2 * 2 * 16 * 2 * 8 * 4)
-    engine.answer_all([query("u", make_history(1, 9))])
+    engine.answer_all([query(f"user {number}", make_history(1, 9)) for number in range(engine.pool.num_pages)])
+    assert engine.pool.num_free_pages == 0
     monkeypatch.setattr(engine.log, "length", None)  # nobody is looked up
     engine.warm_up([b"%d" % number for number in range(10_000)])
     assert not engine.turn()
