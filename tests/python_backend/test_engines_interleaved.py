@@ -16,7 +16,6 @@ from longrec.python_backend.settings import Settings
 
 K, USERS, STEPS = 5, 7, 60
 SIZES = ((8, 12, 40), (20, 24, 2048), (1, 3, 7))  # inline_events, chunk_events, max_step_events
-FORKS_HAVE_NO_ROOM = "forks"
 
 
 class _Players:
@@ -51,6 +50,11 @@ class _Players:
         rows = np.stack([rng.integers(0, 100, count), self.clock + rng.integers(0, 10**7, count)], axis=1)
         held = self.log.length(user.encode())
         position = int(rng.choice([-1, -1, held, max(0, held - 2), held + 3, (1 << 63) - 1 - count]))
+        if (
+            0 <= position < held and rng.random() < 0.5
+        ):  # a retry; else another's events, where the log has some already
+            again = self.log.read(user.encode(), position, min(held, position + count))
+            rows[: len(again)] = again
         k = 0 if rng.random() < 0.2 else K
         explain, horizon = int(rng.choice([0, 0, 0, 3])), int(rng.choice([1, 1, 1, 3]))
         settings = Settings(k=K, explain=explain, horizon=horizon, beam=int(rng.integers(1, 3)))
@@ -87,12 +91,16 @@ class _Players:
     def check(self, query, answer):
         settings = query.settings
         if isinstance(answer.error, MachineError):
-            assert FORKS_HAVE_NO_ROOM in str(answer.error) or "rollout" in str(answer.error)
+            assert "fork" in str(answer.error) or "rollout" in str(answer.error)
             assert settings.horizon > 1
             return
         assert answer.error is None
         if answer.status is Status.GAP:
             assert query.position > answer.length or query.position > 1 << 40
+            return
+        if answer.status is Status.CONFLICT:
+            held = self.log.read(query.user, query.position, answer.length)[: len(query.events)]
+            assert (held != query.events[: len(held)]).any()
             return
         history = self.log.read(query.user, 0, answer.length)
         held = history[query.position :][: len(query.events)] if query.position >= 0 else query.events[:0]
