@@ -89,6 +89,11 @@ class DeferredWork:
             del self._served[user]
         return idle
 
+    def drop_rows(self) -> None:
+        """Forget the log's rows that are kept for those who are served."""
+        for work in self._served.values():
+            work.drop_rows()
+
     def clear(self) -> None:
         """Forget everything that waits."""
         self._depth = 0

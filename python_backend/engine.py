@@ -19,7 +19,7 @@ import torch
 
 from longrec import kernels
 from longrec.config import EngineConfig
-from longrec.errors import DataError, LongrecError, MachineError
+from longrec.errors import LongrecError, MachineError
 from longrec.modeling.transformer import Transformer
 from longrec.protocol import UNCHECKED_POSITION, Status
 from longrec.python_backend.catch_up import CatchUp, Caught
@@ -83,6 +83,7 @@ class Engine:
         half_the_pool = self.pool.num_pages // 2 // self.pool.pages_per_user  # the other half is for those who are warm
         self._deferred = DeferredWork(min(MAX_SERVED, max(1, half_the_pool)))
         self._num_tickets = 0
+        self._generation = log.generation
         self._cold: deque[bytes] = deque()  # users to give a memory when there is nothing else to do
         self.observations = Observations()
 
@@ -110,6 +111,7 @@ class Engine:
         now, later = self._split(queries)
         answers: dict[int, Answer | Ticket] = {}
         appended = self.log.append([entry.append for entry in now])
+        self._check_generation()
         works: dict[bytes, Work] = {}
         for entry, outcome in zip(now, appended, strict=True):
             answer = self._accept(entry, outcome)
@@ -221,11 +223,11 @@ class Engine:
                 now.append(entry)
         return now, later
 
-    def _accept(self, entry: Entry, outcome: Appended | DataError) -> Answer | None:
+    def _accept(self, entry: Entry, outcome: Appended | LongrecError) -> Answer | None:
         """Take what became of an entry's append; the answer, where that is all that was wanted."""
         seen, query = self.observations, entry.query
         seen.queries += 1
-        if isinstance(outcome, DataError):
+        if isinstance(outcome, LongrecError):
             return Answer.failed(outcome)
         status, skipped, length = outcome
         if status is not Status.OK:
@@ -237,6 +239,13 @@ class Engine:
         entry.outcome = outcome
         seen.events_skipped += skipped
         return None if query.k else Answer.without_items(query, status, length)
+
+    def _check_generation(self) -> None:
+        """Forget all memories if the log may have lost events that they stand for."""
+        if self.log.generation != self._generation:
+            self._generation = self.log.generation
+            self.pool.drop_all()
+            self._deferred.drop_rows()
 
     def _count_events(self, entries: Sequence[Entry]) -> None:
         """Count what the entries' appends brought into the log."""
@@ -277,13 +286,15 @@ class Engine:
         if wanted:
             hidden = caught.hidden if len(wanted) == len(caught.entries) else caught.hidden[wanted]
             entries = [caught.entries[at] for at in wanted]
-            found = list(zip(entries, self._predictor.answer(entries, hidden), strict=True))
-            answers += [(entry, answer) for entry, answer in found if answer is not None]
-            if len(answers) < len(caught.failed) + len(found):
-                of_user = {work.user: work for work in works}
-                for entry, answer in reversed(found):
-                    if answer is None:
-                        of_user[entry.query.user].entries.appendleft(entry)
+            put_off: dict[bytes, list[Entry]] = {}  # with those behind them: a user's answers keep their order
+            for entry, answer in zip(entries, self._predictor.answer(entries, hidden), strict=True):
+                user = entry.query.user
+                if answer is None or user in put_off:
+                    put_off.setdefault(user, []).append(entry)
+                else:
+                    answers.append((entry, answer))
+            for work in works if put_off else ():
+                work.entries.extendleft(reversed(put_off.get(work.user, ())))
         return answers
 
     def _defer(self, entry: Entry) -> Ticket:
@@ -297,14 +308,15 @@ class Engine:
         """Put the next entries of the served users into the log, and into work."""
         taken = self._deferred.take(self.config.max_step_events)
         fresh = [entry for _, entry in taken if entry.outcome is None]
-        outcomes: Iterable[Appended | DataError | MachineError]
+        outcomes: Iterable[Appended | LongrecError]
         try:
             outcomes = self.log.append([entry.append for entry in fresh]) if fresh else []
-        except MachineError as error:
+        except LongrecError as error:
             outcomes = [error] * len(fresh)
+        self._check_generation()
         answers: dict[int, Answer] = {}
         for entry, outcome in zip(fresh, outcomes, strict=True):
-            answer = Answer.failed(outcome) if isinstance(outcome, MachineError) else self._accept(entry, outcome)
+            answer = self._accept(entry, outcome)
             if answer is None:
                 self._count_memory([entry])
             else:

@@ -69,6 +69,11 @@ class HostTier:
         if saved is not None:
             self._free += saved.slots
 
+    def drop_all(self) -> None:
+        """Forget every user."""
+        for user in list(self._saved):
+            self.drop(user)
+
     def save(
         self, user: bytes, memory: tuple[int, int, int], store: PageStore, pages: torch.Tensor, hidden: torch.Tensor
     ) -> None:

@@ -162,6 +162,13 @@ class MemoryPool:
             self.tier.drop(user)
         self._drop_row(user)
 
+    def drop_all(self) -> None:
+        """Forget every user, those in the tier too."""
+        for user in list(self._rows):
+            self.drop(user)
+        if self.tier is not None:
+            self.tier.drop_all()
+
     def _drop_row(self, user: bytes) -> None:
         row = self._rows.pop(user, NO_ROW)
         if row != NO_ROW:

@@ -59,7 +59,13 @@ class EventLog(ABC):
 
     Any thread may call an object's methods, one call at a time: callers hold a lock. `lag_seconds` and `size` alone may
     be called beside another call.
+
+    Attributes:
+        generation: rises when a call finds that acknowledged events may be gone from the store: what was derived from
+            what it held is void.
     """
+
+    generation: int = 0
 
     @abstractmethod
     def append(self, appends: Sequence[Append]) -> list[Appended | DataError]:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, Final, Literal
 from urllib.parse import urlsplit
+from uuid import uuid4
 
 import numpy as np
 import redis
@@ -188,7 +189,9 @@ class RedisLog(EventLog):
             # a script that was sent may have run: its unchecked appends must not be sent again
             retry=Retry(NoBackoff(), 0),
         )
-        self._script = self._redis.register_script(_SCRIPT)
+        # a text, and so a hash, of this object's own: another object's can't stand in for it after a restart
+        self._script = f"{_SCRIPT}-- {uuid4()}"
+        self._script_hash = ""
         try:
             self._check_server(durability)
         except LongrecError:
@@ -207,8 +210,7 @@ class RedisLog(EventLog):
         for append in appends:
             arguments += (append.position, seal_rows(append.user, append.events))
         keys = [FORMAT_KEY, BYTES_KEY, RECENT_KEY, *(USER_KEY + append.user for append in appends)]
-        # loads itself where the server has been restarted
-        reply = self._ask(lambda: self._script(keys, arguments), "whether the events were appended is unknown")
+        reply = self._ask(lambda: self._run_script(keys, arguments), "whether the events were appended is unknown")
         if reply[0] == b"format":
             raise self._other_format(reply[1])
         if reply[0] == b"full":
@@ -312,6 +314,16 @@ class RedisLog(EventLog):
                     "set max_user_events"
                 ) from None
             raise MachineError(f"event_log={self._store}: the server refused: {error}") from None
+
+    def _run_script(self, keys: list[bytes], arguments: list[Any]) -> Any:
+        if self._script_hash:
+            try:
+                return self._redis.evalsha(self._script_hash, len(keys), *keys, *arguments)
+            except redis.exceptions.NoScriptError:
+                # the server has restarted, or a replica has taken its place: it may lack the last second's events
+                self.generation += 1
+        self._script_hash = str(self._ask(lambda: self._redis.script_load(self._script)))
+        return self._redis.evalsha(self._script_hash, len(keys), *keys, *arguments)
 
     def _check_server(self, durability: str) -> None:
         info = self._ask(lambda: self._redis.info())

@@ -5,10 +5,13 @@ import threading
 import numpy as np
 import pytest
 
+from longrec.config import EngineConfig
 from longrec.errors import ArgumentError, DataError, MachineError
 from longrec.protocol import Status
+from longrec.python_backend.engine import Engine
 from longrec.python_backend.event_log import Append
 from longrec.python_backend.event_log.redis_log import RedisLog
+from longrec.python_backend.query import Query
 
 
 @pytest.fixture
@@ -184,3 +187,24 @@ def test_a_password_stays_out_of_messages(redis_server):
 def test_nobody_listens(tmp_path):
     with pytest.raises(MachineError, match=r"event_log=redis://127\.0\.0\.1:1/0: expected a Redis server, got"):
         RedisLog("redis://127.0.0.1:1")
+
+
+def test_a_restarted_server_is_noticed_by_each_log_and_memories_of_what_it_lost_are_dropped(
+    make_redis_server, network, make_history, recompute
+):
+    server = make_redis_server()  # keeps nothing
+    logs = [RedisLog(server.url, durability="none") for _ in range(2)]
+    engines = [Engine(network, log, EngineConfig(page_size=16, memory_bytes=4 << 20)) for log in logs]
+    lost, kept = make_history(1, 10), make_history(2, 14)
+    for engine in engines:
+        engine.answer_all([Query(b"u", lost, 0, None, 5)])
+    server.stop()
+    server.start()
+    for start, stop in ((0, 12), (12, 14)):
+        for engine in engines:
+            (answer,) = engine.answer_all([Query(b"u", kept[start:stop], start, None, 5)])
+            best = np.sort(recompute(kept[:stop]))[::-1][:5]
+            np.testing.assert_allclose(answer.scores, best, atol=1e-4)
+    assert [log.generation for log in logs] == [1, 1]
+    for log in logs:
+        log.close()
