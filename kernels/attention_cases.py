@@ -253,6 +253,7 @@ SHIPPED_PLAN = (
     AttentionCase(new=(70, 3), past=(130, 200), heads=(2, 2), head_dim=32),
     AttentionCase(new=(70, 3), past=(130, 20), variant="hstu", targets=(40, 1), window=150),
     AttentionCase(new=(9, 1), past=(300, 20), variant="relative", head_dim=32),
+    AttentionCase(new=(70, 9), past=(20, 5), heads=(2, 2), variant="relative", targets=(3, 1), window=66, head_dim=256),
 )
 GRADIENTS = (
     AttentionCase((7, 1, 20)),

@@ -146,7 +146,6 @@ def attend_kernel(
     MASK_ALL: tl.constexpr = SPLIT or RELATIVE or position_ptr is not None or time_ptr is not None
     EDGE_STAGES: tl.constexpr = None if MASK_ALL else 1
     tl.static_assert(not RELATIVE or BLOCK_M <= BLOCK_N, "the relative shift needs BLOCK_M <= BLOCK_N")
-    tl.static_assert(not RELATIVE or BLOCK_D == HEAD_DIM, "u is added to whole queries")
     if SPLIT:
         tiles_per_user = tl.cdiv(short_rows, BLOCK_Q)
         user = tl.program_id(0) // tiles_per_user
@@ -196,16 +195,19 @@ def attend_kernel(
     live = (m < BLOCK_Q * HEADS) & (row < count)
     q_rows = q_ptr + (start + row) * stride_qt + head * stride_qh
     q = tl.load(q_rows[:, None] + dim, mask=live[:, None], other=0.0)  # [BLOCK_M, D]
-    relative = Relative(None, None, None, None, first_place)
+    relative = Relative(None, None, None, None, None, first_place)
+    u_row = None
     if RELATIVE:
-        q_relative = q.to(tl.float32) + tl.load(v_relative_ptr + head[:, None] * HEAD_DIM + dim).to(tl.float32)
-        q = (q.to(tl.float32) + tl.load(u_ptr + head[:, None] * HEAD_DIM + dim).to(tl.float32)).to(q.dtype)
+        u_row = u_ptr + tl.program_id(1) * HEAD_DIM  # a tile has one head
+        v_row = v_relative_ptr + tl.program_id(1) * HEAD_DIM
+        q_relative = (q.to(tl.float32) + tl.load(v_row + dim).to(tl.float32)).to(q.dtype)
+        q = (q.to(tl.float32) + tl.load(u_row + dim).to(tl.float32)).to(q.dtype)
         r_ptr += tl.program_id(1).to(tl.int64) * stride_rh
-        relative = Relative(q_relative.to(q.dtype), r_ptr, stride_rr, num_relative, first_place)
+        relative = Relative(q_relative, v_row, r_ptr, stride_rr, num_relative, first_place)
     seconds = None
     if time_ptr is not None:
         seconds = tl.load(query_seconds_ptr + start + row, mask=live, other=0)
-    query = Query(q, tl.minimum(row, events), head, seconds, q_rows, live)
+    query = Query(q, tl.minimum(row, events), head, seconds, q_rows, live, u_row)
     position = Table(position_ptr, position_buckets, position_bits)
     rules = Rules(scale, window, position, Table(time_ptr, time_buckets, time_bits))
     new = NewEvents(
@@ -247,7 +249,7 @@ def attend_kernel(
                 place = tile * BLOCK_N - past
                 state = attend(state, query, keys, place, 0, rules, relative, SILU, False, BLOCK_N, HEAD_DIM, BLOCK_D)
         if RELATIVE and memory_begin < memory_end:
-            state = look_ahead(state, relative, memory_begin * BLOCK_N - past, BLOCK_N, HEAD_DIM)
+            state = look_ahead(state, query, relative, memory_begin * BLOCK_N - past, BLOCK_N, HEAD_DIM, BLOCK_D)
         for edge in tl.range(memory_begin, memory_end - (full_end - full_begin), num_stages=EDGE_STAGES):
             tile = edge + tl.where(edge >= full_begin, full_end - full_begin, 0)
             keys = load_memory(tile, pages, q.dtype, True, PAGE_SIZE, BLOCK_N, HEAD_DIM, BLOCK_D)
@@ -263,7 +265,7 @@ def attend_kernel(
                 state, query, keys, tile * BLOCK_N, events, rules, relative, SILU, False, BLOCK_N, HEAD_DIM, BLOCK_D
             )
     if RELATIVE and new_begin < new_end:
-        state = look_ahead(state, relative, new_begin * BLOCK_N, BLOCK_N, HEAD_DIM)
+        state = look_ahead(state, query, relative, new_begin * BLOCK_N, BLOCK_N, HEAD_DIM, BLOCK_D)
     for edge in tl.range(new_begin, new_end - (full_end - full_begin), num_stages=EDGE_STAGES):
         tile = edge + tl.where(edge >= full_begin, full_end - full_begin, 0)
         keys = load_new(tile, new, True, BLOCK_N, HEAD_DIM, BLOCK_D)

@@ -39,6 +39,14 @@ class Tile(NamedTuple):
 
 
 WIDE_HEADS = Tile(16, 16, 8, 2, block_d=64)  # float32 heads of 256 don't fit the registers as an operand
+# float32 with relative terms, by head_dim: two operands a query and three tiles of scores; rows at most the keys
+WIDE_RELATIVE = {
+    16: Tile(16, 32, 4, 2),
+    32: Tile(16, 32, 4, 2),
+    64: Tile(16, 32, 4, 2),
+    128: Tile(16, 16, 4, 2, block_d=32),
+    256: Tile(16, 16, 8, 2, block_d=32),
+}
 
 
 class AttentionShape(NamedTuple):
@@ -137,14 +145,19 @@ def tiled_tile(shape: AttentionShape, target: int) -> Tile:
     """
     dim, wide = shape.head_dim, shape.itemsize == 4
     loaded = shape.biased or shape.page_itemsize == 1  # more addresses, or conversions, in registers
-    if wide and dim == 256 and not shape.relative:
+    if wide and shape.relative:
+        return WIDE_RELATIVE[dim]
+    if wide and dim == 256:
         return WIDE_HEADS
     if wide:  # three products of tf32 each, from twice the bytes
-        return Tile(64, 16, 8 if dim == 64 else 4, 2) if dim <= 64 else Tile(16, 32 if dim == 128 else 16, 4, 2)
+        if dim == 128:
+            return Tile(16, 32, 8 if target == 100 else 4, 2)
+        return Tile(64, 16, 8 if dim == 64 else 4, 2)
     small = shape.max_new < 1024 or dim == 16
     if target in (90, 100):
         if shape.relative:
-            return Tile(64, 64, 8, 2) if dim <= 128 else Tile(16, 32, 8, 2)
+            # 64 rows, the least that wgmma and tcgen05 take; q + u and q + v of 256 would spill as operands
+            return Tile(64, 64, 8, 2, block_d=(32 if target == 90 else 64) if dim == 256 else 0)
         if dim == 256:
             return Tile(64, 32, 8, 2)
         if loaded and dim <= 32 and shape.max_new >= 1024:
@@ -168,20 +181,24 @@ def split_tile(shape: AttentionShape, target: int) -> Tile:
     Few rows leave the warps to share the keys, not the rows, so that tiles of keys may be larger than in a long append.
     """
     dim, wide = shape.head_dim, shape.itemsize == 4
-    if wide and dim == 256 and not shape.relative:
+    if wide and shape.relative:
+        return WIDE_RELATIVE[dim]
+    if wide and dim == 256:
         return WIDE_HEADS
     rows = min(shape.max_new, SHORT_ROWS) * shape.heads
     block_m = 16
     while block_m < min(rows, 128):
         block_m *= 2
     if shape.relative:
-        block_m = min(block_m, 32 if target in (90, 100) else 16)
+        block_m = min(block_m, 32 if target in (90, 100) and dim <= 128 else 16)  # at most block_n
     if wide:
         block_m = min(block_m, 64 if dim <= 32 else 16)
     mma = matrix_units(target) == "mma"  # keys and sums are in registers
     if dim == 256 or (dim == 128 and mma and shape.biased):
         block_m = min(block_m, 64)
     block_n = max(min(8192 // (dim * shape.itemsize), 64), 16)
+    if shape.relative and block_m == 32 and dim == 32:
+        block_n = 32  # 64 spill on sm_100
     if block_m == 128 and (shape.biased or (mma and dim == 128)):
         block_n = max(min(block_n, 1024 // dim), 16)
     elif block_m == 64 and mma and dim >= 64:

@@ -50,12 +50,15 @@ def _cases(head_dim: int) -> Iterator[tuple[str, torch.dtype, AttentionCase]]:
     yield "middle-time-fp8-targets", bf16, case(MIDDLE, variant="time", memory_dtype="fp8", targets=(9,))
     yield "train-hstu", bf16, case(LONG, None, variant="hstu")
     yield "long", torch.float32, case(LONG)
+    yield "long-relative", torch.float32, case(LONG, variant="relative")
     for group in (1, 2, 4, 8):
         yield f"short-16x{group}", bf16, case((16,), group=group)
     yield "short-1x8-int8", bf16, case((1,), group=8, memory_dtype="int8")
     yield "short-16x8-hstu-fp8-targets", bf16, case((16,), group=8, variant="hstu", memory_dtype="fp8", targets=(9,))
     yield "short-relative", bf16, case((16,), variant="relative")
+    yield "short-64-relative", bf16, case((64,), variant="relative")
     yield "short-1x8", torch.float32, case((1,), group=8)
+    yield "short-relative", torch.float32, case((16,), variant="relative")
     if head_dim in (64, 128):
         yield "long", torch.float16, case(LONG)
         yield "train", bf16, case(LONG, None)

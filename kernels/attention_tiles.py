@@ -35,7 +35,11 @@ FP8_EXPONENT_GAP = tl.constexpr(256.0)  # 2^(15 - 7): float16's exponent bias ov
 
 
 class Query(NamedTuple):
-    """A tile of queries: `q` [M, D], u included, `place`, `head` and `seconds` [M]; `rows`, where q stands, `live`."""
+    """A tile of queries: `q` [M, D], u included, `place`, `head` and `seconds` [M].
+
+    Where heads are loaded piece by piece: `rows` [M] say where q stands without u, `live` [M] which are there, `u_ptr`
+    where u stands (None: there is none).
+    """
 
     q: Any
     place: Any
@@ -43,6 +47,7 @@ class Query(NamedTuple):
     seconds: Any
     rows: Any
     live: Any
+    u_ptr: Any
 
 
 class Keys(NamedTuple):
@@ -98,9 +103,13 @@ class Table(NamedTuple):
 
 
 class Relative(NamedTuple):
-    """Transformer-XL's terms for queries of one head: `q`, v included, [M, D]; r [count, D]; `r_ptr` None: no terms."""
+    """Transformer-XL's terms for queries of one head: `q`, v included, [M, D]; r [count, D]; `r_ptr` None: no terms.
+
+    `v_ptr`: where v stands, for heads that are loaded piece by piece.
+    """
 
     q: Any
+    v_ptr: Any
     r_ptr: Any
     stride: Any
     count: Any
@@ -250,27 +259,48 @@ def _products(query, keys, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
     else:
         scores = tl.zeros([query.rows.shape[0], keys.rows.shape[0]], tl.float32)
         for first_dim in range(0, HEAD_DIM, BLOCK_D):
+            q = _query_piece(query, query.u_ptr, first_dim, BLOCK_D)
             dim = first_dim + tl.arange(0, BLOCK_D)
-            q = tl.load(query.rows[:, None] + dim, mask=query.live[:, None], other=0.0)
             k = decode(tl.load(keys.rows[:, None] + dim, mask=keys.held[:, None], other=0), q.dtype)
             scores = tl.dot(q, tl.trans(k), scores, input_precision="tf32x3")
     return scores
 
 
 @triton.jit
-def distance_scores(relative, shortest, BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr):
-    """(q + v) . r[d] for N distances d from `shortest` on: [M, N]; 0 where there is no such distance."""
-    distance = shortest + tl.arange(0, BLOCK_N)
-    held = (distance >= 0) & (distance < relative.count)
-    r_ptrs = relative.r_ptr + (distance.to(tl.int64) * relative.stride)[:, None] + tl.arange(0, HEAD_DIM)
-    r = tl.load(r_ptrs, mask=held[:, None], other=0.0)  # [N, D]
-    return tl.dot(relative.q, tl.trans(r), input_precision="tf32x3")
+def _query_piece(query, added_ptr, first_dim, BLOCK_D: tl.constexpr):
+    """BLOCK_D dimensions of a tile of queries from `first_dim` on, with u or v added."""
+    dim = first_dim + tl.arange(0, BLOCK_D)
+    q = tl.load(query.rows[:, None] + dim, mask=query.live[:, None], other=0.0)
+    if added_ptr is not None:
+        q = (q.to(tl.float32) + tl.load(added_ptr + dim).to(tl.float32)).to(q.dtype)
+    return q
 
 
 @triton.jit
-def look_ahead(state, relative, first_place, BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr):
+def distance_scores(query, relative, shortest, BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+    """(q + v) . r[d] for N distances d from `shortest` on: [M, N]; 0 where there is no such distance."""
+    distance = shortest + tl.arange(0, BLOCK_N)
+    held = (distance >= 0) & (distance < relative.count)
+    r_rows = relative.r_ptr + distance.to(tl.int64) * relative.stride
+    if BLOCK_D == HEAD_DIM:
+        r = tl.load(r_rows[:, None] + tl.arange(0, HEAD_DIM), mask=held[:, None], other=0.0)  # [N, D]
+        scores = tl.dot(relative.q, tl.trans(r), input_precision="tf32x3")
+    else:
+        scores = tl.zeros([query.rows.shape[0], BLOCK_N], tl.float32)
+        for first_dim in range(0, HEAD_DIM, BLOCK_D):
+            q = _query_piece(query, relative.v_ptr, first_dim, BLOCK_D)
+            r = tl.load(r_rows[:, None] + first_dim + tl.arange(0, BLOCK_D), mask=held[:, None], other=0.0)
+            scores = tl.dot(q, tl.trans(r), scores, input_precision="tf32x3")
+    return scores
+
+
+@triton.jit
+def look_ahead(
+    state, query, relative, first_place, BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr
+):
     """`state` with the `upper` that a tile of keys at `first_place` needs from the tile before it."""
-    upper = distance_scores(relative, relative.first_place - first_place + 1, BLOCK_N, HEAD_DIM)
+    shortest = relative.first_place - first_place + 1
+    upper = distance_scores(query, relative, shortest, BLOCK_N, HEAD_DIM, BLOCK_D)
     return State(state.acc, state.peak, state.total, upper)
 
 
@@ -369,7 +399,7 @@ def attend(
         scores *= keys.k_scale[None, :]
     if relative.r_ptr is not None:
         shortest = relative.first_place - first_place - (BLOCK_N - 1)
-        lower = distance_scores(relative, shortest, BLOCK_N, HEAD_DIM)
+        lower = distance_scores(query, relative, shortest, BLOCK_N, HEAD_DIM, BLOCK_D)
         step = query.place - relative.first_place
         scores += _shift_relative(lower, state.upper, step, gap, shortest, BLOCK_N)
         state = State(state.acc, state.peak, state.total, lower)

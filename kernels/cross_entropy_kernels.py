@@ -86,10 +86,18 @@ def _piece(rows, first_dim, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr):
 
 
 @triton.jit
-def _products(a, b, WIDTH: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr):
-    """[A, B] inner products of two `Rows`; in pieces of BLOCK_D where rows that stay don't fit the registers."""
+def _products(a, b, there, WIDTH: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+    """[A, B] inner products of two `Rows`; in pieces of BLOCK_D where rows that stay don't fit the registers.
+
+    `there` is true. The rows b are multiplied twice, across and along. In float32 the two operands want shared memory
+    swizzled differently, and triton 3.7 takes the layouts of both up to the load, which it then doesn't copy
+    asynchronously. A choice by a scalar holds one of them back; LLVM drops it.
+    """
     if BLOCK_D == DIM:
-        out = tl.dot(a.tile, tl.trans(b.tile), input_precision="tf32x3")
+        b_tile = b.tile
+        if b_tile.dtype == tl.float32:
+            b_tile = tl.where(there, b_tile, 0.0)
+        out = tl.dot(a.tile, tl.trans(b_tile), input_precision="tf32x3")
     else:
         out = tl.zeros([a.rows.shape[0], b.rows.shape[0]], tl.float32)
         for first_dim in range(0, DIM, BLOCK_D):
@@ -242,7 +250,8 @@ def hidden_gradient_kernel(
             items_ptr, negatives_ptr, log_q_ptr, first, end, items_stride, BLOCK_N, WIDTH, DIM
         )
         columns = Rows(w, items_ptr, item, items_stride, held)
-        logit = _products(Rows(h, hidden_ptr, row, hidden_stride, live), columns, WIDTH, DIM, BLOCK_D) * LOG2_E
+        rows = Rows(h, hidden_ptr, row, hidden_stride, live)
+        logit = _products(rows, columns, first < end, WIDTH, DIM, BLOCK_D) * LOG2_E
         is_target = item[None, :] == target[:, None]
         if negatives_ptr is None:
             slope = tl.exp2(logit - lse2[:, None]) - spread - tl.where(is_target, certain, 0.0)
@@ -302,7 +311,8 @@ def item_gradient_kernel(
         lse2 = tl.load(lse2_ptr + row, mask=live, other=float("inf"))
         weight = tl.load(weight_ptr + row, mask=live, other=0.0)
         columns = Rows(w, items_ptr, item, items_stride, held)
-        logit = _products(columns, Rows(h, hidden_ptr, row, hidden_stride, live), WIDTH, DIM, BLOCK_D) * LOG2_E
+        rows = Rows(h, hidden_ptr, row, hidden_stride, live)
+        logit = _products(columns, rows, first_row < end, WIDTH, DIM, BLOCK_D) * LOG2_E
         is_target = item[:, None] == target[None, :]
         if negatives_ptr is None:
             slope = tl.exp2(logit - lse2[None, :]) - spread - tl.where(is_target, certain, 0.0)

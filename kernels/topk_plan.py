@@ -107,10 +107,11 @@ def topk_tile(target: int, num_rows: int, dim: int, item_bytes: int) -> TopkTile
     if dim % 16:
         most = min(most, 4096 // width)  # rows that are not aligned to 16 bytes take a pointer an element
     room = SHARED_BYTES_LIMIT[target] - 4096
+    num_warps = 8 if target == 120 and width <= 64 else 4  # there a tile of as many scores takes more registers
     for share in (2, 1):
         for block_n, num_stages in ((128, 4), (128, 3), (64, 4), (64, 3), (128, 2), (64, 2), (32, 4), (32, 2)):
             if block_n <= most and (rows + block_n * num_stages) * width * item_bytes <= room // share:
-                return TopkTile(rows, block_n, 4, num_stages, "ieee" if item_bytes == 4 else "tf32")
+                return TopkTile(rows, block_n, num_warps, num_stages, "ieee" if item_bytes == 4 else "tf32")
     raise ArgumentError(f"d={dim}", f"at most {MAX_DIM}")
 
 

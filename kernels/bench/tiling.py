@@ -5,7 +5,8 @@
 
 Registers decide what a tile may be, and how many a kernel takes is known to the assembler alone: hence a search and a
 table, where the forward of attention has rules. Done again when a kernel changes; `longrec bench kernels --compile`
-then proves every entry. The targets that multiply by mma.sync share tiles, as do bfloat16 and float16.
+then proves every entry. The targets that multiply by mma.sync share tiles, as do bfloat16 and float16,
+which differ by a register or two: both are tried.
 """
 
 import sys
@@ -26,7 +27,7 @@ from longrec.kernels.shipped import Shipped
 __all__ = ["Search", "attention_backward", "cross_entropy", "first_clean"]
 
 TRIED_ON = {"mma": (120, 86, 80), "wgmma": (90,), "tcgen05": (100,)}  # sm_89 is compiled as sm_86 is
-DTYPES = {2: "bf16", 4: "fp32"}
+DTYPES = {2: ("bf16", "fp16"), 4: ("fp32",)}
 
 
 class Search(NamedTuple):
@@ -54,8 +55,8 @@ def attention_backward() -> Iterator[Search]:
                 where: tuple[str, int, int] = (units, head_dim, itemsize),
                 names: tuple[str, ...] = variants[relative, biased],
             ) -> Iterator[Shipped]:
-                for target, name in product(TRIED_ON[where[0]], names):
-                    yield attention_backward_shipped.configuration(part, tile, target, DTYPES[where[2]], where[1], name)
+                for target, dtype, name in product(TRIED_ON[where[0]], DTYPES[where[2]], names):
+                    yield attention_backward_shipped.configuration(part, tile, target, dtype, where[1], name)
 
             candidates = _backward_candidates(part, head_dim, itemsize, relative)
             yield Search((units, head_dim, itemsize, relative, biased), part, candidates, entries)
@@ -85,8 +86,8 @@ def cross_entropy() -> Iterator[Search]:
             def entries(
                 tile: Tile, part: str = part, where: tuple[str, int, int] = (units, dim, itemsize)
             ) -> Iterator[Shipped]:
-                for target, sampled in product(TRIED_ON[where[0]], (True, False)):
-                    yield cross_entropy_shipped.configuration(part, tile, target, DTYPES[where[2]], where[1], sampled)
+                for target, dtype, sampled in product(TRIED_ON[where[0]], DTYPES[where[2]], (True, False)):
+                    yield cross_entropy_shipped.configuration(part, tile, target, dtype, where[1], sampled)
 
             yield Search((units, *key, itemsize), part, _loss_candidates(key[0], itemsize), entries)
 

@@ -70,10 +70,11 @@ def test_without_memory(case: AttentionCase) -> None:
     assert_as_exact_as_pytorch(arguments, *attend(arguments, plan=small_plan(case)), torch.float32)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda dtype: str(dtype).removeprefix("torch."))
 @pytest.mark.parametrize("case", SHIPPED_PLAN, ids=lambda case: case.id)
-def test_plan_that_ships(case: AttentionCase) -> None:
-    arguments = case.make(torch.bfloat16)
-    assert_as_exact_as_pytorch(arguments, *attend(arguments), torch.bfloat16)
+def test_plan_that_ships(case: AttentionCase, dtype: torch.dtype) -> None:
+    arguments = case.make(dtype)
+    assert_as_exact_as_pytorch(arguments, *attend(arguments), dtype)
 
 
 @pytest.mark.parametrize("memory_dtype", ["same", "int8"])
