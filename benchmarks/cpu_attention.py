@@ -4,7 +4,7 @@
     python benchmarks/cpu_attention.py --json out.json
 
 How it is measured: `longrec.kernels.bench.attention_bandwidth`.
-Pages lie in random order unless a case says so: with 8 KB a page the hardware's prefetcher rarely gets going.
+Pages lie in random order unless a case says so: with 8 KB a page the hardware's prefetcher rarely gets going alone.
 """
 
 import argparse

@@ -24,6 +24,31 @@ def tile_floats(head_dim: int) -> int:
     return LANES * (2 * head_dim + BLOCK + 4)
 
 
+@njit(inline="always")
+def _score_keys(scores, keys, step, count, queries, head_dim):
+    """scores [count, LANES] = products of `count` keys, `step` entries apart, with queries [D, LANES]."""
+    n = int64(0)
+    while n + GROUP <= count:
+        multiply_add(
+            offset(scores, n * LANES), LANES, offset(keys, n * step), step, 1, queries, LANES, head_dim, GROUP, LANES, 0
+        )
+        n += GROUP
+    while n < count:
+        multiply_add(offset(scores, n * LANES), 0, offset(keys, n * step), 0, 1, queries, LANES, head_dim, 1, LANES, 0)
+        n += 1
+
+
+@njit(inline="always")
+def _add_values(sums, weights, values, step, count, head_dim, columns):
+    """sums [LANES, D] += weights [count, LANES]^T and `count` values, `step` entries apart."""
+    for lane in range(0, LANES, GROUP):
+        for d in range(0, head_dim, columns):
+            multiply_add(
+                offset(sums, lane * head_dim + d), head_dim, offset(weights, lane), 1, LANES,
+                offset(values, d), step, count, GROUP, columns, 1,
+            )  # fmt: skip
+
+
 @njit(inline="always")  # in the caller's IR, so that the constants stay constants
 def attend_tile(c, scratch, user, first_row, kv_head, entry, head_dim, columns, scaled, pointwise):
     """Attend the heads of `kv_head` of new events `first_row` and after, as many as a tile holds, of `user`.
@@ -77,38 +102,16 @@ def attend_tile(c, scratch, user, first_row, kv_head, entry, head_dim, columns, 
             upto = min(j + c.page_size - place, stop, past)
             base = offset(k_pages, page * c.k_page + place * c.k_place + kv_head * c.k_page_head)
             target = offset(weights, (j - start) * LANES)
-            n = int64(0)
-            while n + GROUP <= upto - j:
-                multiply_add(
-                    offset(target, n * LANES), LANES, offset(base, n * c.k_place), c.k_place, 1,
-                    queries, LANES, head_dim, GROUP, LANES, 0,
-                )  # fmt: skip
-                n += GROUP
-            while n < upto - j:
-                multiply_add(
-                    offset(target, n * LANES), 0, offset(base, n * c.k_place), 0, 1,
-                    queries, LANES, head_dim, 1, LANES, 0,
-                )  # fmt: skip
-                n += 1
+            _score_keys(target, base, c.k_place, upto - j, queries, head_dim)
             if scaled:
                 for n in range(upto - j):
                     key_scale = k_scale[page * c.ks_page + (place + n) * c.ks_place + kv_head * c.ks_head]
                     for lane in range(LANES):
                         target[n * LANES + lane] *= key_scale
             j = upto
-        base = offset(k, (begin - past) * c.k_token + kv_head * c.k_head)  # of position 0
-        while j + GROUP <= stop:
-            multiply_add(
-                offset(weights, (j - start) * LANES), LANES, offset(base, j * c.k_token), c.k_token, 1,
-                queries, LANES, head_dim, GROUP, LANES, 0,
-            )  # fmt: skip
-            j += GROUP
-        while j < stop:
-            multiply_add(
-                offset(weights, (j - start) * LANES), 0, offset(base, j * c.k_token), 0, 1,
-                queries, LANES, head_dim, 1, LANES, 0,
-            )  # fmt: skip
-            j += 1
+        if j < stop:
+            base = offset(k, (begin + j - past) * c.k_token + kv_head * c.k_head)
+            _score_keys(offset(weights, (j - start) * LANES), base, c.k_token, stop - j, queries, head_dim)
 
         # query t of the tile sees keys above earliest + t - window, up to earliest + t
         cut = stop - 1 > earliest or start <= last - c.window
@@ -143,9 +146,14 @@ def attend_tile(c, scratch, user, first_row, kv_head, entry, head_dim, columns, 
                     weights[n * LANES + lane] -= shifts[lane]
             for n in range((stop - start) * LANES):  # one array alone: nothing to prove before it vectorises
                 weights[n] = exp2(weights[n])
+            parts = shifts  # of the totals, a block each: one sum over a long memory loses bits
+            for lane in range(LANES):
+                parts[lane] = float32(0.0)
             for n in range(stop - start):
                 for lane in range(LANES):
-                    totals[lane] += weights[n * LANES + lane]
+                    parts[lane] += weights[n * LANES + lane]
+            for lane in range(LANES):
+                totals[lane] += parts[lane]
             for lane in range(LANES):
                 for d in range(head_dim):
                     sums[lane * head_dim + d] *= rescales[lane]
@@ -162,22 +170,11 @@ def attend_tile(c, scratch, user, first_row, kv_head, entry, head_dim, columns, 
                     value_scale = v_scale[page * c.vs_page + (place + n) * c.vs_place + kv_head * c.vs_head]
                     for lane in range(LANES):
                         source[n * LANES + lane] *= value_scale
-            for lane in range(0, LANES, GROUP):
-                for d in range(0, head_dim, columns):
-                    multiply_add(
-                        offset(sums, lane * head_dim + d), head_dim, offset(source, lane), 1, LANES,
-                        offset(base, d), c.v_place, upto - j, GROUP, columns, 1,
-                    )  # fmt: skip
+            _add_values(sums, source, base, c.v_place, upto - j, head_dim, columns)
             j = upto
         if j < stop:
             base = offset(v, (begin + j - past) * c.v_token + kv_head * c.v_head)
-            source = offset(weights, (j - start) * LANES)
-            for lane in range(0, LANES, GROUP):
-                for d in range(0, head_dim, columns):
-                    multiply_add(
-                        offset(sums, lane * head_dim + d), head_dim, offset(source, lane), 1, LANES,
-                        offset(base, d), c.v_token, stop - j, GROUP, columns, 1,
-                    )  # fmt: skip
+            _add_values(sums, offset(weights, (j - start) * LANES), base, c.v_token, stop - j, head_dim, columns)
         start = stop
 
     for lane in range(lanes):

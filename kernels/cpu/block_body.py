@@ -25,6 +25,7 @@ from longrec.kernels.cpu.vectors import LANES, multiply_add
 __all__ = ["BLOCK_CALL", "OPTIONS", "PAGE_TYPES", "ROWS", "after_body", "before_body", "block_floats", "source_version"]
 
 ROWS = 8  # of a product, whose sums stay in registers; divides every width
+DEPTH = 64  # terms of a sum that are added one by one; longer sums go in parts, or they lose bits that PyTorch's keep
 PAGE_TYPES = {"float32": types.float32, "bfloat16": BFLOAT16, "float16": FLOAT16, "int8": types.int8}
 
 # addresses, strides (in elements) and scalars of one block; rows of x, qkv and attended are dense
@@ -42,35 +43,46 @@ FAST = {"reassoc", "contract", "nsz"}  # infinities and NaN keep their meaning
 
 def block_floats(dim: int, qkv_dim: int, heads_dim: int, head_dim: int, hidden_dim: int) -> int:
     """Float32s that one thread works in."""
-    return LANES * (2 * dim + 1 + max(qkv_dim + head_dim, heads_dim + 2 * hidden_dim))
+    return LANES * (2 * dim + 2 + max(qkv_dim + head_dim, heads_dim + 2 * hidden_dim))
+
+
+@njit(fastmath=FAST)
+def _add_product(out, weight, stride, x, rows, depth):
+    """out [rows, LANES] += weight [rows, depth] x [depth, LANES], a weight's rows `stride` apart."""
+    for row in range(0, rows, ROWS):
+        for d in range(0, depth, DEPTH):
+            multiply_add(
+                offset(out, row * LANES), LANES, offset(weight, row * stride + d), stride, 1,
+                offset(x, d * LANES), LANES, min(DEPTH, depth - d), ROWS, LANES, 1,
+            )  # fmt: skip
 
 
 @njit(fastmath=FAST)
 def _product(out, weight, x, rows, depth):
     """out [rows, LANES] = weight [rows, depth] x [depth, LANES]."""
+    first = min(DEPTH, depth)
     for row in range(0, rows, ROWS):
         multiply_add(
-            offset(out, row * LANES), LANES, offset(weight, row * depth), depth, 1, x, LANES, depth, ROWS, LANES, 0
+            offset(out, row * LANES), LANES, offset(weight, row * depth), depth, 1, x, LANES, first, ROWS, LANES, 0
         )
-
-
-@njit(fastmath=FAST)
-def _add_product(out, weight, x, rows, depth):
-    """out [rows, LANES] += weight [rows, depth] x [depth, LANES]."""
-    for row in range(0, rows, ROWS):
-        multiply_add(
-            offset(out, row * LANES), LANES, offset(weight, row * depth), depth, 1, x, LANES, depth, ROWS, LANES, 1
-        )
+    if first < depth:
+        _add_product(out, offset(weight, first), depth, offset(x, first * LANES), rows, depth - first)
 
 
 @njit(fastmath=FAST)
 def _norm(out, x, weight, sums, dim, eps):
-    """out [dim, LANES] = x / sqrt(mean of squares + eps) * weight."""
+    """out [dim, LANES] = x / sqrt(mean of squares + eps) * weight; sums: scratch [2, LANES]."""
     for lane in range(LANES):
         sums[lane] = float32(0.0)
-    for d in range(dim):
+    parts = offset(sums, LANES)
+    for begin in range(0, dim, DEPTH):
         for lane in range(LANES):
-            sums[lane] += x[d * LANES + lane] * x[d * LANES + lane]
+            parts[lane] = float32(0.0)
+        for d in range(begin, min(begin + DEPTH, dim)):
+            for lane in range(LANES):
+                parts[lane] += x[d * LANES + lane] * x[d * LANES + lane]
+        for lane in range(LANES):
+            sums[lane] += parts[lane]
     for lane in range(LANES):
         sums[lane] = float32(1.0) / np.sqrt(sums[lane] / float32(dim) + eps)
     for d in range(dim):
@@ -160,7 +172,7 @@ def before_body(pages: str) -> Callable[..., None]:
         x = pointer(scratch_address, types.float32)  # [dim, LANES], as the next
         normed = offset(x, c.dim * LANES)
         sums = offset(normed, c.dim * LANES)
-        qkv = offset(sums, LANES)  # [qkv_dim, LANES]
+        qkv = offset(sums, 2 * LANES)  # [qkv_dim, LANES]
         qkv_dim = (c.num_heads + 2 * c.num_kv_heads) * c.head_dim
         half = c.head_dim // 2
         cos = offset(qkv, qkv_dim * LANES)
@@ -211,7 +223,7 @@ def after_body() -> Callable[..., None]:
         x = pointer(scratch_address, types.float32)  # [dim, LANES], as the next
         normed = offset(x, c.dim * LANES)
         sums = offset(normed, c.dim * LANES)
-        attended = offset(sums, LANES)  # [heads_dim, LANES]
+        attended = offset(sums, 2 * LANES)  # [heads_dim, LANES]
         heads_dim = c.num_heads * c.head_dim
         gate = offset(attended, heads_dim * LANES)  # [hidden_dim, LANES], as the next
         up = offset(gate, c.hidden_dim * LANES)
@@ -220,11 +232,11 @@ def after_body() -> Callable[..., None]:
             rows = offset(pointer(c.x, float32), begin * c.dim)
             _load_lanes(x, rows, live, c.dim)
             _load_lanes(attended, offset(pointer(c.attended, float32), begin * heads_dim), live, heads_dim)
-            _add_product(x, pointer(c.out_weight, float32), attended, c.dim, heads_dim)
+            _add_product(x, pointer(c.out_weight, float32), heads_dim, attended, c.dim, heads_dim)
             _norm(normed, x, pointer(c.feed_forward_norm, float32), sums, c.dim, float32(c.eps))
             _product(gate, pointer(c.gate_up_weight, float32), normed, 2 * c.hidden_dim, c.dim)
             _gate(gate, up, c.hidden_dim * LANES)
-            _add_product(x, pointer(c.down_weight, float32), gate, c.dim, c.hidden_dim)
+            _add_product(x, pointer(c.down_weight, float32), c.hidden_dim, gate, c.dim, c.hidden_dim)
             if c.final_norm != 0:
                 _norm(x, x, pointer(c.final_norm, float32), sums, c.dim, float32(c.eps))
             _store_lanes(rows, x, live, c.dim)

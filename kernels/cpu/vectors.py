@@ -66,7 +66,8 @@ def dot(typing_context, a, b, size):
 def multiply_add(typing_context, out, out_stride, a, a_row, a_depth, b, b_stride, depth, rows, columns, keep):
     """out[r, c] = out[r, c] * keep + sum over i < depth of a[r, i] * b[i, c], for r < rows and c < columns, constants.
 
-    Sums stay in registers: rows * columns / 16 vectors. `keep` is the constant 0 (out is not read) or 1.
+    Sums stay in registers: rows * columns / 16 vectors. `keep` is the constant 0 (out is not read) or 1: then the sum
+    starts at 0 too, and what is kept is added at its end, or every term would be rounded to the units of that.
 
     Args:
         out: float32, row r at r * out_stride.
@@ -86,9 +87,6 @@ def multiply_add(typing_context, out, out_stride, a, a_row, a_depth, b, b_stride
             address = builder.gep(out_base, [builder.mul(out_step, index(row))], source_etype=FLOAT)
             return builder.bitcast(address, vector.as_pointer())
 
-        begin = [
-            builder.load(out_row(row), align=4, typ=vector) if keep.literal_value else zero for row in range(num_rows)
-        ]
         before = builder.block
         loop, done = (builder.append_basic_block(f"products.{name}") for name in ("loop", "done"))
         builder.cbranch(builder.icmp_signed(">", count, index(0)), loop, done)
@@ -111,11 +109,13 @@ def multiply_add(typing_context, out, out_stride, a, a_row, a_depth, b, b_stride
 
         builder.position_at_end(done)
         results = [builder.phi(vector) for _ in range(num_rows)]
-        for total, result, first, last in zip(sums, results, begin, following, strict=True):
+        for total, result, last in zip(sums, results, following, strict=True):
             for phi in (total, result):
-                phi.add_incoming(first, before)
+                phi.add_incoming(zero, before)
                 phi.add_incoming(last, loop)
         for row, result in enumerate(results):
+            if keep.literal_value:
+                result = builder.fadd(builder.load(out_row(row), align=4, typ=vector), result)
             builder.store(result, out_row(row), align=4)
         return context.get_dummy_value()
 

@@ -27,6 +27,7 @@ SHAPES = [
     AttentionCase(new=(1, 20), past=(40, 15), heads=(2, 2), head_dim=24),
     AttentionCase(new=(1, 3, 0), past=(40, 15, 3), heads=(16, 1), head_dim=8),
     AttentionCase(new=(1, 200, 2), past=(1000, 517, 256), heads=(2, 2), head_dim=32, page_size=32),
+    AttentionCase(new=(12, 1), past=(20_000, 20_000), heads=(1, 1), head_dim=8, page_size=128),
 ]
 WINDOWS = [
     AttentionCase(new=(2, 40, 1, 1), past=(48, 31, 300, 16), window=window, heads=heads, page_size=page_size)
