@@ -87,7 +87,7 @@ class Server:
         self._probe = probe
         self._tritonserver = tritonserver
         self._process: subprocess.Popen[bytes] | None = None
-        self._shm_prefix = f"longrec_{uuid.uuid4().hex[:12]}_"
+        self.shm_prefix = f"longrec_{uuid.uuid4().hex[:12]}_"  # of its regions in /dev/shm
 
     @property
     def grpc_url(self) -> str:
@@ -167,7 +167,7 @@ class Server:
         except subprocess.TimeoutExpired:
             process.kill()  # the kernel kills the server with it; its stubs see that and end
             process.wait()
-        supervisor.remove_regions(self._shm_prefix)
+        supervisor.remove_regions(self.shm_prefix)
 
     def check(self, timeout_seconds: float = 30.0) -> None:
         """Ask for one real answer.
@@ -227,11 +227,11 @@ class Server:
         backend = {
             "shm-default-byte-size": SHM_BYTES,
             "shm-growth-byte-size": SHM_BYTES,
-            "shm-region-prefix-name": self._shm_prefix,
+            "shm-region-prefix-name": self.shm_prefix,
             "stub-timeout-seconds": STUB_TIMEOUT_SECONDS,
         }
         return [
-            *(sys.executable, supervisor.__file__, self._shm_prefix, str(self.stop_seconds)),
+            *(sys.executable, supervisor.__file__, self.shm_prefix, str(self.stop_seconds)),
             # by env(1), for the server alone: the supervisor is a Python that may not bear these libraries
             *("env", "--unset=PYTHONHOME"),
             *(f"{name}={value}" for name, value in tritonserver_environment(installed).items()),

@@ -57,6 +57,11 @@ class Rig:
         return self._server.grpc_url
 
     @property
+    def shm_prefix(self) -> str:
+        """What the names of the server's regions in /dev/shm begin with."""
+        return self._server.shm_prefix
+
+    @property
     def data_file(self) -> Path:
         """The LMDB log's file."""
         return (self.repository / self.config.event_log).resolve() / "data.mdb"

@@ -7,9 +7,16 @@ import contextlib
 import itertools
 
 import numpy as np
-from hypothesis import settings
+from hypothesis import Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from longrec.config import EngineConfig
 from longrec.protocol import Status
@@ -54,8 +61,8 @@ class _Histories(RuleBasedStateMachine):
     @rule(
         asks=st.lists(
             st.tuples(st.integers(0, USERS - 1), BACK, COUNTS, st.integers(-6, 2), st.booleans()),
-            min_size=1,
-            max_size=5,
+            min_size=2,
+            max_size=8,
         )
     )
     def ask(self, asks):
@@ -90,6 +97,7 @@ class _Histories(RuleBasedStateMachine):
             else:
                 self.pending[answer] = wanted
 
+    @precondition(lambda self: self.pending)
     @rule(turns=st.integers(1, 4))
     def turn(self, turns):
         for _ in range(turns):
@@ -99,6 +107,7 @@ class _Histories(RuleBasedStateMachine):
             for ticket, answer in done:
                 self.compare(answer, self.pending.pop(ticket))
 
+    @precondition(lambda self: self.pending)
     @rule()
     def settle(self):
         """Until nobody waits."""
@@ -185,4 +194,8 @@ def test_engine_and_log_behave_like_plain_lists(tmp_path, network, recompute):
             "memory_bytes": 10 * page_bytes,  # of nine users, with two or three pages each
         },
     )
-    run_state_machine_as_test(machine, settings=settings(max_examples=60, stateful_step_count=25, deadline=None))
+    # not shrunk: that takes minutes, and a history of 25 steps can be read
+    phases = (Phase.explicit, Phase.generate)
+    run_state_machine_as_test(
+        machine, settings=settings(max_examples=60, stateful_step_count=25, deadline=None, phases=phases)
+    )
