@@ -5,7 +5,7 @@ from setuptools import find_packages, setup
 
 ROOMS = ["cli", "server", "client", "python_backend", "training", "modeling", "datasets", "kernels"]
 
-CLIENT = ["tritonclient[grpc]>=2.50"]
+CLIENT = ["tritonclient[grpc]>=2.50", "tenacity>=9"]
 SERVER = [
     *("torch>=2.6", "triton>=3.4", "safetensors>=0.5", "polars>=1.20", "numba>=0.61"),
     *("lmdb>=1.5", "redis>=5", *CLIENT),
@@ -22,6 +22,8 @@ DEV = [
     "pre-commit",
     "pytest",
     "pytest-timeout",
+    "pytest-cov",
+    "trustme",
     "hypothesis",
     "ranx",
     "promql-parser",

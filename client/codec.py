@@ -5,7 +5,9 @@ gRPC nor tritonclient (`transport.py` does), so that each way to send shares it.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
+from struct import unpack
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -13,7 +15,7 @@ from numpy.typing import NDArray
 
 from longrec import protocol
 from longrec.client.types import Appended, Event, Events, Options, Prediction
-from longrec.errors import ArgumentError, ServerError
+from longrec.errors import ArgumentError, ProtocolError
 from longrec.protocol import (
     BECAUSE,
     CANDIDATE,
@@ -27,7 +29,25 @@ from longrec.protocol import (
     Status,
 )
 
-__all__ = ["DEFAULTS", "Request", "Tensor", "check_k", "decode_appended", "decode_prediction", "encode"]
+__all__ = [
+    "DEFAULTS",
+    "NO_CANDIDATES",
+    "NO_EVENTS",
+    "POSITION",
+    "Query",
+    "Request",
+    "Tensor",
+    "check_k",
+    "decode_appended",
+    "decode_prediction",
+    "decode_state",
+    "encode",
+    "encode_user",
+    "event_rows",
+    "option_parameters",
+    "prepare",
+    "read_output",
+]
 
 MOST: Final = 2**31 - 1
 MAX_K: Final = 256  # of the protocol; a server may allow less (its model parameter max_k)
@@ -43,6 +63,9 @@ class Tensor(NamedTuple):
     datatype: str
     shape: tuple[int, ...]
     data: bytes
+
+
+NO_CANDIDATES: Final = Tensor("INT64", (1, 0), b"")
 
 
 class Request(NamedTuple):
@@ -65,15 +88,46 @@ class Request(NamedTuple):
     parameters: Mapping[str, int | bool | str]
 
 
-def encode(
+class Query(NamedTuple):
+    """What one user asks: checked, and independent of which events go along.
+
+    Args:
+        user: the key.
+        key: its tensor.
+        rows: [n, 3] int64, the events; see `protocol.EVENT_COLUMNS`.
+        candidates: their tensor.
+        k, options, parameters, outputs: as in `Request`.
+    """
+
+    user: str
+    key: Tensor
+    rows: NDArray[np.int64]
+    candidates: Tensor
+    k: int | None
+    options: Options
+    parameters: Mapping[str, int | bool | str]
+    outputs: tuple[str, ...]
+
+    def request(self, rows: NDArray[np.int64]) -> Request:
+        """The request with these events [n, 3]."""
+        events = Tensor("INT64", (1, len(rows), len(EVENT_COLUMNS)), rows.tobytes())
+        inputs = {USER: self.key, EVENT: events, CANDIDATE: self.candidates}
+        return Request(self.user, inputs, self.outputs, self.k, self.options, self.parameters)
+
+    def state_request(self, rows: NDArray[np.int64] = NO_EVENTS) -> Request:
+        """A request that appends these events and asks for STATE alone."""
+        return self._replace(candidates=NO_CANDIDATES, k=None, parameters={}, outputs=(STATE,)).request(rows)
+
+
+def prepare(
     user: str,
     events: Events = (),
     *,
     k: int | None,
     candidates: Sequence[int] | None = None,
     options: Options = DEFAULTS,
-) -> Request:
-    """Check a request and lay it out.
+) -> Query:
+    """Check a request.
 
     Args:
         user: 1..256 bytes of UTF-8.
@@ -85,25 +139,33 @@ def encode(
     Raises:
         ArgumentError: naming the argument, what was expected and what came.
     """
-    key = _encode_user(user)
-    rows = _event_rows(events)
-    if k is not None:
-        check_k(k)
-    ranked = b"" if candidates is None else _indices("candidates", candidates).tobytes()
-    inputs = {
-        USER: Tensor("BYTES", (1, 1), len(key).to_bytes(4, "little") + key),
-        EVENT: Tensor("INT64", (1, len(rows), len(EVENT_COLUMNS)), rows.tobytes()),
-        CANDIDATE: Tensor("INT64", (1, len(ranked) // 8), ranked),
-    }
+    key = encode_user(user)
+    rows = event_rows(events)
+    ranked = NO_CANDIDATES
+    if candidates is not None:
+        indices = _indices("candidates", candidates)
+        ranked = Tensor("INT64", (1, len(indices)), indices.tobytes())
     if k is None:
-        return Request(user, inputs, (STATE,), None, options, {})
-    parameters: dict[str, int | bool | str] = {"k": int(k)}
-    if options is not DEFAULTS:
-        if candidates is not None and options.horizon != 1:
-            raise ArgumentError("candidates", "None with a horizon above 1", got=f"horizon={options.horizon!r}")
-        parameters |= _option_parameters(options)
+        return Query(user, key, rows, ranked, None, options, {}, (STATE,))
+    check_k(k)
+    if candidates is not None and options.horizon != 1:
+        raise ArgumentError("candidates", "None with a horizon above 1", got=f"horizon={options.horizon!r}")
+    parameters = {"k": int(k)} if options is DEFAULTS else {"k": int(k), **option_parameters(options)}
     outputs = (ITEMS, SCORES, STATE) if not options.explain else (ITEMS, SCORES, STATE, BECAUSE)
-    return Request(user, inputs, outputs, int(k), options, parameters)
+    return Query(user, key, rows, ranked, int(k), options, parameters, outputs)
+
+
+def encode(
+    user: str,
+    events: Events = (),
+    *,
+    k: int | None,
+    candidates: Sequence[int] | None = None,
+    options: Options = DEFAULTS,
+) -> Request:
+    """Check a request and lay it out; arguments and errors as `prepare`."""
+    query = prepare(user, events, k=k, candidates=candidates, options=options)
+    return query.request(query.rows)
 
 
 def check_k(k: int) -> None:
@@ -116,8 +178,12 @@ def check_k(k: int) -> None:
         raise ArgumentError(f"k={k!r}", f"an integer in 1..{MAX_K}")
 
 
-def _option_parameters(options: Options) -> dict[str, int | bool | str]:
-    """Request parameters of the options that differ from the server's defaults; limits are the server's to know."""
+def option_parameters(options: Options) -> dict[str, int | bool | str]:
+    """Request parameters of the options that differ from the server's defaults; limits are the server's to know.
+
+    Raises:
+        ArgumentError: naming the option.
+    """
     parameters: dict[str, int | bool | str] = {}
     for name, least in (("horizon", 1), ("beam", 1), ("explain", 0)):
         value = getattr(options, name)
@@ -141,20 +207,22 @@ def _option_parameters(options: Options) -> dict[str, int | bool | str]:
     return parameters
 
 
-def decode_prediction(request: Request, answer: Mapping[str, Tensor]) -> Prediction:
-    """The result of a request with k.
+def decode_prediction(
+    request: "Request | Query", answer: Mapping[str, Tensor], state: tuple[Status, int] | None = None
+) -> Prediction:
+    """The result of a request with k; `state` where it was read already.
 
     Raises:
-        ServerError: the answer lacks an output, or one has another dtype, shape or size than the protocol says.
+        ProtocolError: the answer lacks an output, or one has another dtype, shape or size than the protocol says.
     """
-    status, length = _decode_state(answer)
+    status, length = state or decode_state(answer)
     if status is not Status.OK:
         return Prediction(request.user, *NOTHING, length, status)
     options = request.options
     shape = (1, options.horizon, request.k or 0)
-    items = _read(answer, ITEMS, "INT64", np.int64, shape)[0]
-    scores = _read(answer, SCORES, "FP32", np.float32, shape)[0]
-    because = _read(answer, BECAUSE, "INT64", np.int64, (*shape, options.explain))[0] if options.explain else None
+    items = read_output(answer, ITEMS, "INT64", np.int64, shape)[0]
+    scores = read_output(answer, SCORES, "FP32", np.float32, shape)[0]
+    because = read_output(answer, BECAUSE, "INT64", np.int64, (*shape, options.explain))[0] if options.explain else None
     if options.horizon > 1:
         return Prediction(request.user, items, scores, length, status, because)
     items, scores, because = items[0], scores[0], None if because is None else because[0]
@@ -164,17 +232,22 @@ def decode_prediction(request: Request, answer: Mapping[str, Tensor]) -> Predict
     return Prediction(request.user, items, scores, length, status, because)
 
 
-def decode_appended(request: Request, answer: Mapping[str, Tensor]) -> Appended:
+def decode_appended(request: "Request | Query", answer: Mapping[str, Tensor]) -> Appended:
     """The result of a request without k.
 
     Raises:
-        ServerError: as `decode_prediction`.
+        ProtocolError: as `decode_prediction`.
     """
-    status, length = _decode_state(answer)
+    status, length = decode_state(answer)
     return Appended(request.user, length, status)
 
 
-def _encode_user(user: str) -> bytes:
+def encode_user(user: str) -> Tensor:
+    """The tensor of a user's key.
+
+    Raises:
+        ArgumentError: it isn't 1..256 bytes of UTF-8.
+    """
     if not isinstance(user, str):
         raise ArgumentError("user", "a string", got=type(user).__name__)
     try:
@@ -183,10 +256,15 @@ def _encode_user(user: str) -> bytes:
         raise ArgumentError("user", "a string that UTF-8 can hold", got="a lone surrogate") from None
     if not 1 <= len(key) <= protocol.MAX_USER_BYTES:
         raise ArgumentError("user", f"1..{protocol.MAX_USER_BYTES} bytes of UTF-8", got=f"{len(key)} bytes")
-    return key
+    return Tensor("BYTES", (1, 1), len(key).to_bytes(4, "little") + key)
 
 
-def _event_rows(events: Events) -> NDArray[np.int64]:
+def event_rows(events: Events) -> NDArray[np.int64]:
+    """Events as rows [n, 3], checked.
+
+    Raises:
+        ArgumentError: naming the row.
+    """
     if isinstance(events, np.ndarray):
         rows = events
         if rows.dtype != np.int64 or rows.ndim != 2 or rows.shape[1] != len(EVENT_COLUMNS):
@@ -228,6 +306,8 @@ def _rows_of(events: Sequence[Event]) -> NDArray[np.int64]:
 
 def _check_positions(positions: NDArray[np.int64]) -> None:
     first = int(positions[0])
+    if len(positions) == 1 and first >= UNCHECKED_POSITION:
+        return
     step = 0 if first == UNCHECKED_POSITION else 1
     wrong = np.flatnonzero(np.diff(positions) != step)
     if first < UNCHECKED_POSITION or wrong.size:
@@ -261,27 +341,43 @@ def _is_int(value: object) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
-def _decode_state(answer: Mapping[str, Tensor]) -> tuple[Status, int]:
-    code, length = _read(answer, STATE, "INT64", np.int64, (1, 2))[0].tolist()
+def decode_state(answer: Mapping[str, Tensor]) -> tuple[Status, int]:
+    """Status and length of the log.
+
+    Raises:
+        ProtocolError: as `decode_prediction`.
+    """
+    tensor = answer.get(STATE)
+    if tensor is None or tensor[:2] != ("INT64", (1, 2)) or len(tensor.data) != 16:
+        read_output(answer, STATE, "INT64", np.int64, (1, 2))  # knows what to say
+        raise AssertionError
+    code, length = unpack("<qq", tensor.data)
     try:
         status = Status(code)
     except ValueError:
         known = ", ".join(f"{status.value} {status.name}" for status in Status)
-        raise ServerError(f"{STATE}: expected a status of {known}, got {code}; the server is newer: upgrade") from None
+        raise ProtocolError(
+            f"{STATE}: expected a status of {known}, got {code}; the server is newer: upgrade"
+        ) from None
     if length < 0:
-        raise ServerError(f"{STATE}: expected a length >= 0, got {length}")
+        raise ProtocolError(f"{STATE}: expected a length >= 0, got {length}")
     return status, length
 
 
-def _read(
+def read_output(
     answer: Mapping[str, Tensor], name: str, datatype: str, dtype: type[np.generic], shape: tuple[int, ...]
 ) -> NDArray[Any]:
+    """An output as a read-only array.
+
+    Raises:
+        ProtocolError: it isn't there, or has another dtype, shape or size.
+    """
     if name not in answer:
-        raise ServerError(f"{name}: expected it among the outputs, got {', '.join(sorted(answer)) or 'none'}")
+        raise ProtocolError(f"{name}: expected it among the outputs, got {', '.join(sorted(answer)) or 'none'}")
     tensor = answer[name]
-    count, size = int(np.prod(shape)), np.dtype(dtype).itemsize
+    count, size = math.prod(shape), dtype().itemsize
     if tensor.datatype != datatype or tensor.shape != shape or len(tensor.data) != count * size:
-        raise ServerError(
+        raise ProtocolError(
             f"{name}: expected {datatype} {list(shape)} in {count * size} bytes, "
             f"got {tensor.datatype} {list(tensor.shape)} in {len(tensor.data)}"
         )

@@ -1,70 +1,81 @@
-"""`Stream`: many users' events over one connection, with a bounded number in flight. Tensors are the codec's business,
-gRPC the transport's; here is who waits for whom."""
+"""`Stream`: many users' events over one connection a server, with a bounded number in flight. Which request goes where
+is the core's business; here is who waits for whom, with threads."""
 
+import random
 import threading
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Final
 
-from longrec.client.codec import Request, decode_prediction, encode
-from longrec.client.transport import Answer, Transport
-from longrec.client.types import Events, Prediction
-from longrec.errors import ArgumentError, ServerError
+from longrec.client.codec import prepare
+from longrec.client.stream_core import StreamCore, Ticket
+from longrec.client.transport import StreamCall
+from longrec.client.types import Events, Options, Prediction
+from longrec.errors import AccessError, ArgumentError, DeadlineError, ProtocolError, ServerError, UnavailableError
 
-__all__ = ["Stream"]
+if TYPE_CHECKING:
+    from longrec.client.client import Client
 
+__all__ = ["BREAKING", "Stream"]
 
-class _Sent(NamedTuple):
-    request: Request
-    deadline: float  # of time.monotonic()
+BREAKING: Final = (ProtocolError, AccessError)  # what connecting again can't mend
+RESOLVERS: Final = 4  # threads that ask again alone, where a stream's answer doesn't say enough
+GOODBYE_SECONDS: Final = 5.0  # for the server to end a stream that was half-closed
 
 
 class Stream:
-    """One bidirectional stream for many users. Made by `Client.stream`.
+    """One stream for many users, exactly once. Made by `Client.stream`.
 
     Send and iterate. A request is in flight from `send` until its prediction is read, and there are never more than
-    `max_in_flight`: `send` waits for room then, so neither side can queue without bound. Predictions come in the order
-    of their requests.
+    `max_in_flight`: `send` waits for room then, so neither side can queue without bound. A user's predictions come in
+    the order of that user's requests.
 
     One thread may do both: `map` sends and reads in turn, `flush` reads what is in flight. Or one thread sends and
     another iterates; iteration goes on, idle or not, until `finish` was called and the last prediction read.
 
-    - A gap is a `Prediction` whose status is `GAP`: send that user's events again, from its `position` on.
-    - A request that the server failed raises `ServerError` from `next()`, with `.user` set; the stream goes on and the
-      next `next()` yields the next prediction. (A stream's messages carry no status, so a refused request isn't told
-      from a failed one; `Client.recommend` does that.)
-    - A broken stream raises `ServerError` with `.user` None, from every later call.
+    - A connection that breaks is opened again, and what was in flight is sent again: by position, so that nothing is
+      appended twice. A prediction that comes late may know later events of its user; `position` says which.
+    - Where events carry positions of the caller's own, a gap that the client can't fill is a `Prediction` whose status
+      is `GAP`: send that user's events again, from its `position` on.
+    - A request that failed for good raises `ServerError` from `next()`, with `.user` set; the stream goes on and the
+      next `next()` yields the next prediction.
+    - A stream that can't go on (wrong credentials, no Triton server) raises with `.user` None, from every later call.
 
     Leaving its `with` block waits for what is in flight; an exception that leaves it cancels that.
 
     Args:
-        transport: the channel.
-        k: items wanted of each prediction.
+        client: whose servers and log book it uses.
+        k, options: of each prediction.
         max_in_flight: requests sent and not yet read, at most.
-        timeout_seconds: longest wait for an answer, and for room in `send`.
     """
 
-    def __init__(self, transport: Transport, *, k: int, max_in_flight: int, timeout_seconds: float) -> None:
-        self.k, self.max_in_flight, self.timeout_seconds = k, max_in_flight, timeout_seconds
+    def __init__(self, client: "Client", *, k: int, options: Options, max_in_flight: int) -> None:
+        self.k, self.max_in_flight, self.timeout_seconds = k, max_in_flight, client.core.timeout_seconds
+        self._client, self._options = client, options
         self._lock = threading.Lock()
         self._room = threading.Condition(self._lock)  # a request left the flight, or the stream failed
-        self._news = threading.Condition(self._lock)  # an answer, a first request in flight, the end
-        self._sent: dict[str, _Sent] = {}  # by request id, oldest first
-        self._arrived: deque[tuple[Request, Answer]] = deque()
-        self._count = 0
+        self._news = threading.Condition(self._lock)  # a result, the end
+        self._clock = threading.Condition(self._lock)  # the keeper's next moment moved forward
+        shared = client.core
+        self._core = StreamCore(shared.ledger, shared.fleet, number=shared.number, history=shared.history is not None)
+        self._calls: dict[int, StreamCall] = {}
+        self._readers: list[threading.Thread] = []
+        self._blocked: dict[int, float] = {}  # servers that aren't called before a moment
+        self._tries = 0
+        self._said = ""  # why the latest connection broke
         self._finished = self._closed = False
         self._failure: ServerError | None = None
-        self._call = transport.open()
-        self._reader = threading.Thread(target=self._read, name="longrec-stream", daemon=True)
-        self._reader.start()
+        self._resolvers = ThreadPoolExecutor(RESOLVERS, "longrec-stream-ask")
+        self._keeper = threading.Thread(target=self._keep, name="longrec-stream-keeper", daemon=True)
+        self._keeper.start()
 
     @property
     def in_flight(self) -> int:
         """Requests sent whose prediction hasn't been read."""
         with self._lock:
-            return self._in_flight()
+            return self._core.in_flight
 
     def send(self, user: str, events: Events = ()) -> None:
         """Send a user's new events, oldest first (none: only ask); waits while `max_in_flight` are in flight.
@@ -73,23 +84,23 @@ class Stream:
             ArgumentError: an argument doesn't fit, or the stream was finished; nothing was sent.
             ServerError: the stream is broken, or there was no room for `timeout_seconds`; nothing was sent.
         """
-        request = encode(user, events, k=self.k)
+        query = prepare(user, events, k=self.k, options=self._options)
         with self._lock:
             if not self._room.wait_for(self._may_send, self.timeout_seconds):
-                raise ServerError(
+                raise DeadlineError(
                     f"no room for {self.timeout_seconds} s: {self.max_in_flight} requests are in flight, of which "
-                    f"{len(self._arrived)} are answered and wait to be read; read them in another thread, or use map"
+                    f"{len(self._core.results)} are answered and wait to be read; read them in another thread, or use "
+                    "map"
                 )
             if self._failure is not None:
                 raise self._failure
             if self._finished:
                 raise ArgumentError("send", "an open stream", got="one that was finished or closed")
-            self._count += 1
-            id = str(self._count)
-            self._sent[id] = _Sent(request, time.monotonic() + self.timeout_seconds)
-            self._call.send(id, request)  # under the lock: the order on the wire is the order of ids
-            if len(self._sent) == 1:
-                self._news.notify_all()  # who waits for an answer has a deadline from now on
+            idle = self._core.next_deadline is None
+            self._core.submit(query, time.monotonic() + self.timeout_seconds)
+            self._pump()
+            if idle:
+                self._clock.notify()
 
     def map(self, requests: Iterable[tuple[str, Events]]) -> Iterator[Prediction]:
         """Send each (user, events) and yield predictions as they come, until all have been; in this thread alone.
@@ -98,7 +109,7 @@ class Stream:
             ArgumentError, ServerError: as `send` and iteration; a generator that raised can't go on.
         """
         for user, events in requests:
-            while self._arrived or self.in_flight >= self.max_in_flight:
+            while self._core.results or self.in_flight >= self.max_in_flight:
                 yield next(self)
             self.send(user, events)
         while self.in_flight:
@@ -115,48 +126,45 @@ class Stream:
     def finish(self) -> None:
         """Send no more. Iteration ends with the last prediction."""
         with self._lock:
-            if not self._finished:
-                self._finished = True
-                self._call.finish()
-                self._wake()
+            self._finished = True
+            self._wake()
 
     def close(self) -> None:
         """End the stream; what is in flight is cancelled. Harmless when repeated."""
-        self.finish()
-        self._closed = True
         with self._lock:
-            if self._sent:
-                self._fail(ServerError("the stream was closed"))
-        if self._failure is None:
-            self._reader.join(self.timeout_seconds)  # the server ends it
-        self._call.cancel()
-        self._reader.join()
+            idle = not self._core.undelivered and self._failure is None
+            self._finished = self._closed = True
+            if self._core.undelivered:
+                self._break(ServerError("the stream was closed"))
+            calls, self._calls = self._calls, {}
+            self._wake()
+        for call in calls.values():
+            call.finish() if idle else call.cancel()
+        until = time.monotonic() + GOODBYE_SECONDS
+        for reader in self._readers:
+            reader.join(max(0.0, until - time.monotonic()))
+        for call in calls.values():
+            call.cancel()
+        self._resolvers.shutdown(wait=False, cancel_futures=True)
+        for thread in (*self._readers, self._keeper):
+            thread.join()
 
     def __iter__(self) -> "Stream":
         return self
 
     def __next__(self) -> Prediction:
         with self._lock:
-            while not self._arrived:
+            while not self._core.results:
                 if self._failure is not None:
                     raise self._failure
-                if self._finished and not self._sent:
+                if self._finished and not self._core.undelivered:
                     raise StopIteration
-                wait = next(iter(self._sent.values())).deadline - time.monotonic() if self._sent else None
-                if wait is None or wait > 0:
-                    self._news.wait(wait)
-                else:
-                    self._fail(ServerError(f"no answer for {self.timeout_seconds} s"))
-                    self._call.cancel()
-            request, answer = self._arrived.popleft()
+                self._news.wait()
+            result = self._core.results.popleft()
             self._room.notify()
-        try:
-            if answer.error:
-                raise ServerError(f"the server failed one request of the stream: {answer.error}")
-            return decode_prediction(request, answer.outputs)
-        except ServerError as error:
-            error.user = request.user
-            raise
+        if isinstance(result, ServerError):
+            raise result
+        return result
 
     def __enter__(self) -> "Stream":
         return self
@@ -170,38 +178,100 @@ class Stream:
         finally:
             self.close()
 
-    def _in_flight(self) -> int:
-        return len(self._sent) + len(self._arrived)
-
     def _may_send(self) -> bool:
-        return self._in_flight() < self.max_in_flight or self._finished or self._failure is not None
-
-    def _fail(self, failure: ServerError) -> None:
-        """Break the stream, under the lock; the first reason stays."""
-        if self._failure is None:
-            self._failure = type(failure)(f"{failure}; {len(self._sent)} requests of the stream went unanswered")
-            self._sent.clear()
-        self._wake()
+        return self._core.in_flight < self.max_in_flight or self._finished or self._failure is not None
 
     def _wake(self) -> None:
-        self._news.notify_all()
-        self._room.notify_all()
+        for condition in (self._news, self._room, self._clock):
+            condition.notify_all()
 
-    def _read(self) -> None:
-        failure = ServerError("the server ended the stream")
+    def _break(self, error: ServerError) -> None:
+        """End everything for one reason; the first stays."""
+        if self._failure is None:
+            failed = self._core.fail_silently(error)
+            self._failure = type(error)(f"{error}; {failed} requests of the stream went unanswered")
+        self._wake()
+
+    def _pump(self) -> None:
+        """Send what can be sent, under the lock: the order on the wire is the order of ids."""
+        if self._failure is not None:
+            return
+        now = time.monotonic()
+        blocked = {server for server, moment in self._blocked.items() if moment > now} if self._blocked else ()
+        for server, id, request in self._core.sends(blocked):
+            call = self._calls.get(server)
+            if call is None:
+                self._blocked.pop(server, None)
+                call = self._calls[server] = self._client.transports[server].open()
+                reader = threading.Thread(target=self._read, args=(server, call), name="longrec-stream", daemon=True)
+                self._readers = [thread for thread in self._readers if thread.is_alive()] + [reader]
+                reader.start()
+            call.send(id, request)
+
+    def _read(self, server: int, call: StreamCall) -> None:
+        error: ServerError = UnavailableError(f"{self._client.core.fleet.urls[server]}: the server ended the stream")
         try:
-            for answer in self._call.answers():
+            for answer in call.answers():
                 with self._lock:
-                    sent = self._sent.pop(answer.id, None)
-                    if sent is None:
-                        failure = ServerError(f"the server answered request {answer.id!r}, which isn't in flight")
-                        break
-                    self._arrived.append((sent.request, answer))
-                    self._news.notify()
-        except ServerError as error:
-            failure = error
+                    if self._closed:
+                        return
+                    ready = len(self._core.results)
+                    trouble = self._core.receive(answer)
+                    if trouble is not None:
+                        self._resolvers.submit(self._resolve, trouble)
+                    self._tries = 0
+                    self._pump()
+                    if len(self._core.results) > ready or not self._core.undelivered:
+                        self._news.notify_all()
+        except ServerError as broken:
+            error = broken
         with self._lock:
-            if self._sent or not self._finished:
-                self._fail(failure)
+            if not self._closed:
+                self._lose(server, error)
+        call.cancel()
+
+    def _lose(self, server: int, error: ServerError) -> None:
+        self._calls.pop(server, None)
+        self._said = f"; {error}"
+        if isinstance(error, BREAKING):
+            self._break(error)
+            return
+        self._client.note_down(server)
+        retry = self._client.core.retry
+        most = min(retry.most_seconds, retry.first_seconds * 2 ** min(self._tries, 16))
+        self._tries += 1
+        self._blocked[server] = time.monotonic() + random.uniform(most / 2, most)
+        self._core.lose(server, error)
+        self._pump()
+        self._wake()
+
+    def _resolve(self, ticket: Ticket) -> None:
+        """Ask alone, and with the history: a stream's messages carry no status to decide by."""
+        try:
+            result = self._client.deliver(ticket.delivery, ticket.deadline)
+        except Exception as error:  # of the caller's history function too
+            with self._lock:
+                self._core.give_up(ticket, error)
+                self._wake()
+            return
+        with self._lock:
+            self._core.settle(ticket, result)
             self._wake()
-        self._call.cancel()
+
+    def _keep(self) -> None:
+        """The thread that minds the clock: connections to open again, tickets whose time is over."""
+        with self._lock:
+            while not self._closed:
+                now = time.monotonic()
+                moments = [moment for moment in self._blocked.values() if moment > now]
+                deadline = self._core.next_deadline
+                if deadline is not None:
+                    moments.append(deadline)
+                self._clock.wait(max(0.0, min(moments) - now) if moments else None)
+                if self._closed:
+                    return
+                ready = len(self._core.results)
+                self._core.expire(time.monotonic(), self.timeout_seconds, self._said)
+                self._pump()
+                if len(self._core.results) > ready:
+                    self._wake()

@@ -1,38 +1,19 @@
-"""Bytes to a server and back: the only file that knows gRPC and tritonclient.
-
-It speaks the KServe v2 messages that tritonclient generates, not `InferenceServerClient`: that class takes one stream a
-client, drops the id of a request that failed on a stream, and lays every tensor out twice. Errors are mapped here, in
-one table, by gRPC status and never by a message's text.
-"""
+"""Bytes to a server and back, with threads. `aio_transport.py` does it with asyncio; both share `messages.py`."""
 
 from collections.abc import Iterator, Mapping
 from queue import SimpleQueue
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from longrec.client import messages
 from longrec.client.codec import Request, Tensor
-from longrec.errors import RejectedError, ServerError
+from longrec.client.connection import Connection
+from longrec.client.types import ModelInfo
+from longrec.errors import ServerError
 
-__all__ = ["Answer", "Call", "Transport"]
-
-UNLIMITED: Final = 2**31 - 1  # bytes of a message; gRPC's default of 4 MiB is less than a bulk request
-OPTIONS: Final = (("grpc.max_send_message_length", UNLIMITED), ("grpc.max_receive_message_length", UNLIMITED))
-
-ERRORS: Final[Mapping[grpc.StatusCode, tuple[type[ServerError], str]]] = {
-    grpc.StatusCode.INVALID_ARGUMENT: (RejectedError, "the server refused the request"),
-    grpc.StatusCode.OUT_OF_RANGE: (RejectedError, "the server refused the request"),
-    grpc.StatusCode.NOT_FOUND: (ServerError, "the server has no such model"),
-    grpc.StatusCode.UNAVAILABLE: (ServerError, "the server can't be reached, or the model isn't ready"),
-    grpc.StatusCode.DEADLINE_EXCEEDED: (ServerError, "no answer in time"),
-    grpc.StatusCode.UNIMPLEMENTED: (ServerError, "what answers there is no Triton server: give its gRPC port"),
-    grpc.StatusCode.CANCELLED: (ServerError, "the request was cancelled"),
-    grpc.StatusCode.UNAUTHENTICATED: (ServerError, "the server wants credentials"),
-    grpc.StatusCode.PERMISSION_DENIED: (ServerError, "the server denies access"),
-    grpc.StatusCode.RESOURCE_EXHAUSTED: (ServerError, "the server is overloaded, or the message too large"),
-}
-OTHER_ERROR: Final = (ServerError, "the server failed")
+__all__ = ["Answer", "Call", "GrpcTransport", "StreamCall", "Transport"]
 
 
 class Answer(NamedTuple):
@@ -43,74 +24,125 @@ class Answer(NamedTuple):
     error: str = ""
 
 
-class Transport:
+class StreamCall(Protocol):
+    """One bidirectional stream. `send` never blocks: the caller bounds what is in flight."""
+
+    def send(self, id: str, request: Request) -> None:
+        """Queue a request; its answer carries `id`."""
+
+    def finish(self) -> None:
+        """Half-close: the server answers what it has and ends the stream."""
+
+    def cancel(self) -> None:
+        """End the stream at once, whatever is in flight."""
+
+    def answers(self) -> Iterator[Answer]:
+        """Answers as they come, until the server ends the stream; raises ServerError where it broke."""
+
+
+class Transport(Protocol):
+    """One server, as `Client` sees it: what a test or another way to reach an engine puts in gRPC's place."""
+
+    def infer(self, request: Request, seconds: float) -> Mapping[str, Tensor]:
+        """Send a request, wait for its outputs; raises ServerError."""
+
+    def is_ready(self, seconds: float) -> bool:
+        """Whether the server answers and says that the model is ready."""
+
+    def model_info(self, seconds: float) -> ModelInfo:
+        """What the server says of its model."""
+
+    def open(self) -> StreamCall:
+        """Open a stream. Connects in the background: a failure shows in `StreamCall.answers`."""
+
+    def close(self) -> None:
+        """End it; what is in flight is cancelled."""
+
+
+class GrpcTransport:
     """A channel to one server.
 
     Args:
         url: host:port of the server's gRPC service.
         model: name of the model.
-        timeout_seconds: deadline of each unary call.
+        connection: encryption, headers, compression.
     """
 
-    def __init__(self, url: str, model: str, timeout_seconds: float) -> None:
-        self.url, self.model, self.timeout_seconds = url, model, timeout_seconds
-        self._channel = grpc.insecure_channel(url, options=OPTIONS)
+    def __init__(self, url: str, model: str, connection: Connection) -> None:
+        self.url, self.model = url, model
+        self._headers = messages.headers(connection)
+        options, secret = messages.channel_options(connection), messages.credentials(connection)
+        squeeze = messages.compression(connection)
+        if secret is None:
+            self._channel = grpc.insecure_channel(url, options=options, compression=squeeze)
+        else:
+            self._channel = grpc.secure_channel(url, secret, options=options, compression=squeeze)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
     def close(self) -> None:
         """Close the channel; what is in flight is cancelled."""
         self._channel.close()
 
-    def is_ready(self) -> bool:
+    def is_ready(self, seconds: float) -> bool:
         """Whether the server answers and says that the model is ready."""
+        request = service_pb2.ModelReadyRequest(name=self.model)
         try:
-            request = service_pb2.ModelReadyRequest(name=self.model)
-            return bool(self._stub.ModelReady(request, timeout=self.timeout_seconds).ready)
+            return bool(self._stub.ModelReady(request, timeout=seconds, metadata=self._headers).ready)
         except grpc.RpcError as error:
-            if error.code() in (
-                grpc.StatusCode.UNAVAILABLE,
-                grpc.StatusCode.DEADLINE_EXCEEDED,
-                grpc.StatusCode.NOT_FOUND,
-            ):
+            mapped = self._mapped(error)
+            if isinstance(mapped, messages.NOT_READY):
                 return False
-            raise self._mapped(error) from error
+            raise mapped from error
 
-    def infer(self, request: Request) -> Mapping[str, Tensor]:
+    def model_info(self, seconds: float) -> ModelInfo:
+        """What the server says of its model.
+
+        Raises:
+            ServerError: it can't be reached, or speaks another protocol.
+        """
+        request = service_pb2.ModelConfigRequest(name=self.model)
+        try:
+            answer = self._stub.ModelConfig(request, timeout=seconds, metadata=self._headers)
+        except grpc.RpcError as error:
+            raise self._mapped(error) from error
+        return messages.model_info(answer, self.url)
+
+    def infer(self, request: Request, seconds: float) -> Mapping[str, Tensor]:
         """Send a request, wait for its outputs.
 
         Raises:
             RejectedError: the server refused it. ServerError: it failed, can't be reached, or was too slow.
         """
+        message = messages.infer_message(self.model, "", request)
+        metadata = (*self._headers, messages.user_header(request.user))
         try:
-            answer = self._stub.ModelInfer(_message(self.model, "", request), timeout=self.timeout_seconds)
+            return messages.outputs_of(self._stub.ModelInfer(message, timeout=seconds, metadata=metadata))
         except grpc.RpcError as error:
             raise self._mapped(error) from error
-        return _outputs(answer)
 
     def open(self) -> "Call":
         """Open a bidirectional stream. Connects in the background: a failure shows in `Call.answers`."""
         return Call(self)
 
     def _mapped(self, error: Any) -> ServerError:
-        kind, meaning = ERRORS.get(error.code(), OTHER_ERROR)
-        return kind(f"{self.url}, model {self.model}: {meaning} ({error.code().name}: {error.details()})")
+        return messages.error_of(error, self.url, self.model)
 
 
 class Call:
-    """One bidirectional stream. `send` never blocks: the caller bounds what is in flight.
+    """A `StreamCall` over gRPC.
 
     Args:
         transport: the channel.
     """
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: GrpcTransport) -> None:
         self._transport = transport
         self._queue: SimpleQueue[Any] = SimpleQueue()  # None ends it
-        self._call = transport._stub.ModelStreamInfer(iter(self._queue.get, None))
+        self._call = transport._stub.ModelStreamInfer(iter(self._queue.get, None), metadata=transport._headers)
 
     def send(self, id: str, request: Request) -> None:
         """Queue a request; its answer carries `id`."""
-        self._queue.put(_message(self._transport.model, id, request))
+        self._queue.put(messages.infer_message(self._transport.model, id, request))
 
     def finish(self) -> None:
         """Half-close: the server answers what it has and ends the stream."""
@@ -130,32 +162,6 @@ class Call:
         try:
             for message in self._call:
                 answer = message.infer_response
-                yield Answer(answer.id, _outputs(answer), message.error_message)
+                yield Answer(answer.id, messages.outputs_of(answer), message.error_message)
         except grpc.RpcError as error:
             raise self._transport._mapped(error) from error
-
-
-def _message(model: str, id: str, request: Request) -> Any:
-    message = service_pb2.ModelInferRequest(
-        model_name=model,
-        id=id,
-        inputs=[{"name": name, "datatype": t.datatype, "shape": t.shape} for name, t in request.inputs.items()],
-        outputs=[{"name": name} for name in request.outputs],
-        raw_input_contents=[tensor.data for tensor in request.inputs.values()],
-    )
-    for name, value in request.parameters.items():
-        parameter = message.parameters[name]
-        if isinstance(value, bool):
-            parameter.bool_param = value
-        elif isinstance(value, int):
-            parameter.int64_param = value
-        else:
-            parameter.string_param = value
-    return message
-
-
-def _outputs(answer: Any) -> Mapping[str, Tensor]:
-    return {
-        output.name: Tensor(output.datatype, tuple(output.shape), data)
-        for output, data in zip(answer.outputs, answer.raw_output_contents, strict=False)  # the codec names a lack
-    }

@@ -1,15 +1,18 @@
 """What goes into the client and what comes out: frozen values. No validation and no wire here (see `codec.py`)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from longrec.protocol import Status
 
-__all__ = ["Appended", "Event", "Events", "Options", "Prediction"]
+if TYPE_CHECKING:
+    from longrec.catalogue import Catalogue
+
+__all__ = ["Appended", "Event", "Events", "ModelInfo", "Options", "Prediction", "Scored"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,9 +22,8 @@ class Event:
     Args:
         item: catalogue index, >= 0; one past the catalogue's end is served as an unknown item.
         time_ms: unix milliseconds. May run backwards: the order of the log is the order of arrival.
-        position: place in the user's log, from 0. With it a retry is harmless: what the log already has is skipped, and
-            another event there is a conflict.
-            None: append at the end, whatever is there; then a retry may append twice.
+        position: place in the user's log, from 0: what the log already has is skipped, and another event there is a
+            conflict. None: the client numbers it.
     """
 
     item: int
@@ -79,6 +81,54 @@ class Prediction:
     position: int
     status: Status = Status.OK
     because: NDArray[np.int64] | None = None
+
+    def to_frame(self, catalogue: "Catalogue | None" = None, *, library: str = "polars") -> Any:
+        """A polars (or pandas) frame, a row an item: user, position, step (of a rollout), rank, item, score.
+
+        Args:
+            catalogue: of the run that is served; adds the items' external ids and titles, as `id` and `title`.
+            library: polars or pandas.
+
+        Raises:
+            ArgumentError: another library. ImportError: it isn't installed.
+        """
+        from longrec.client.frames import prediction_frame
+
+        return prediction_frame(self, catalogue, library)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scored:
+    """Scores of the candidates that were given, in their order.
+
+    Args:
+        user: the key.
+        candidates: [n] int64 catalogue indices.
+        scores: [n] float32, logits or probabilities; -inf for one that may not be recommended or isn't there.
+        position: length of the user's log.
+    """
+
+    user: str
+    candidates: NDArray[np.int64]
+    scores: NDArray[np.float32]
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What the server says of its model.
+
+    Args:
+        name: the model's.
+        versions: of its weights, those that are served by name; none: as the server likes.
+        max_users: most users of one request.
+        settings: the model's parameters, such as max_k and durability, as text.
+    """
+
+    name: str
+    versions: tuple[int, ...]
+    max_users: int
+    settings: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,19 +6,33 @@
     ├── CheckpointError (ValueError) a checkpoint whose files, hash, shapes or config don't fit each other
     ├── MachineError (RuntimeError)  this machine lacks something: a library, a port, a program
     └── ServerError (RuntimeError)   a server that failed, or can't be reached
-        └── RejectedError            the server refused the request as malformed; retrying can't help
+        ├── RejectedError            the server refused the request as malformed; retrying can't help
+        ├── UnavailableError         it can't be reached, or the model isn't ready; retrying may help
+        ├── DeadlineError            no answer in time; retrying may help
+        ├── AccessError              it wants other credentials
+        ├── MissingModelError        it has no such model
+        ├── ProtocolError            what answers speaks another protocol, or answered garbage
+        ├── GapError                 events before these are missing in the user's log, and nobody has them
+        └── ConflictError            somebody else wrote to the user's log at the same time
 
 Messages never contain tensor contents or event payloads.
 """
 
 __all__ = [
+    "AccessError",
     "ArgumentError",
     "CheckpointError",
+    "ConflictError",
     "DataError",
+    "DeadlineError",
+    "GapError",
     "LongrecError",
     "MachineError",
+    "MissingModelError",
+    "ProtocolError",
     "RejectedError",
     "ServerError",
+    "UnavailableError",
 ]
 
 
@@ -70,3 +84,48 @@ class ServerError(LongrecError, RuntimeError):
 
 class RejectedError(ServerError):
     """The server refused the request as malformed (INVALID_ARGUMENT)."""
+
+
+class UnavailableError(ServerError):
+    """The server can't be reached, or the model isn't ready."""
+
+
+class DeadlineError(ServerError):
+    """No answer came in time. Whether the events are in the log is unknown."""
+
+
+class AccessError(ServerError):
+    """The server wants other credentials (UNAUTHENTICATED, PERMISSION_DENIED)."""
+
+
+class MissingModelError(ServerError):
+    """The server has no model of that name."""
+
+
+class ProtocolError(ServerError):
+    """What answers there speaks another protocol than this library, or answered garbage."""
+
+
+class GapError(ServerError):
+    """Events before those that were sent are missing in the user's log, and neither the client nor its `history` has
+    them. Nothing was written, and the client has forgotten the user: the next events are numbered after what is there.
+
+    Attributes:
+        length: of the user's log.
+        events: those of earlier calls that the client still held for the user, as (item, unix ms), oldest first.
+    """
+
+    length: int = 0
+    events: tuple[tuple[int, int], ...] = ()
+
+
+class ConflictError(ServerError):
+    """The user's log holds other events where these were to stand: somebody else writes to it. Nothing of this call was
+    written, and the client has forgotten the user: the next events are numbered after what is there.
+
+    Attributes:
+        length, events: as `GapError`; some of `events` may be in the log.
+    """
+
+    length: int = 0
+    events: tuple[tuple[int, int], ...] = ()

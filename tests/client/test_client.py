@@ -8,7 +8,17 @@ import grpc
 import numpy as np
 import pytest
 
-from longrec.client import ArgumentError, Client, Event, RejectedError, ServerError, Status
+from longrec.client import (
+    AccessError,
+    ArgumentError,
+    Client,
+    Event,
+    MissingModelError,
+    RejectedError,
+    ServerError,
+    Status,
+    UnavailableError,
+)
 
 
 def events(start: int, count: int) -> list[Event]:
@@ -56,18 +66,21 @@ def test_a_gap_comes_back_as_a_result(client: Client, servicer: Any) -> None:
     ("code", "kind", "meaning"),
     [
         (grpc.StatusCode.INVALID_ARGUMENT, RejectedError, "the server refused the request"),
-        (grpc.StatusCode.NOT_FOUND, ServerError, "no such model"),
-        (grpc.StatusCode.UNAVAILABLE, ServerError, "can't be reached, or the model isn't ready"),
+        (grpc.StatusCode.NOT_FOUND, MissingModelError, "no such model"),
+        (grpc.StatusCode.UNAVAILABLE, UnavailableError, "can't be reached, or the model isn't ready"),
         (grpc.StatusCode.INTERNAL, ServerError, "the server failed"),
-        (grpc.StatusCode.UNAUTHENTICATED, ServerError, "credentials"),
+        (grpc.StatusCode.UNAUTHENTICATED, AccessError, "credentials"),
     ],
     ids=lambda value: getattr(value, "name", None),
 )
 def test_an_error_is_mapped_by_its_status(
-    client: Client, servicer: Any, code: grpc.StatusCode, kind: type[ServerError], meaning: str
+    url: str, servicer: Any, code: grpc.StatusCode, kind: type[ServerError], meaning: str
 ) -> None:
     servicer.faults["u"] = lambda request, context: context.abort(code, "EVENT: expected rows")
-    with pytest.raises(ServerError, match=rf"{meaning} \({code.name}: EVENT: expected rows\)") as caught:
+    with (
+        Client(url, timeout_seconds=0.5) as client,
+        pytest.raises(ServerError, match=rf"{meaning} \({code.name}: EVENT: expected rows\)") as caught,
+    ):
         client.recommend(user="u")
     assert type(caught.value) is kind
 
@@ -126,11 +139,13 @@ def test_readiness(client: Client, url: str) -> None:
 def test_nobody_listens() -> None:
     with socket.socket() as taken:  # bound, not listening: refuses
         taken.bind(("127.0.0.1", 0))
-        with Client(f"127.0.0.1:{taken.getsockname()[1]}", timeout_seconds=5) as client:
+        with Client(f"127.0.0.1:{taken.getsockname()[1]}", timeout_seconds=0.5) as client:
             assert not client.is_ready()
             with pytest.raises(ServerError, match=r"can't be reached, or the model isn't ready \(UNAVAILABLE"):
                 client.history_length(user="u")
             stream = client.stream()
-            with pytest.raises(ServerError, match="UNAVAILABLE"):
+            stream.send("u")
+            with pytest.raises(ServerError, match=r"no answer for 0\.5 s; .*UNAVAILABLE") as caught:
                 next(stream)
+            assert caught.value.user == "u"
             stream.close()

@@ -7,18 +7,34 @@ import sys
 import longrec.client
 
 EXPORTS = [
+    "AccessError",
     "Appended",
     "ArgumentError",
+    "AsyncClient",
+    "AsyncStream",
     "Client",
+    "ConflictError",
+    "Connection",
+    "DeadlineError",
     "Event",
     "Events",
+    "GapError",
     "LongrecError",
+    "MissingModelError",
+    "ModelInfo",
     "Options",
     "Prediction",
+    "ProtocolError",
     "RejectedError",
+    "Retry",
+    "Scored",
     "ServerError",
     "Status",
     "Stream",
+    "StreamCall",
+    "Tls",
+    "Transport",
+    "UnavailableError",
 ]
 
 
@@ -36,6 +52,8 @@ def test_importing_the_client_loads_nothing_heavy() -> None:
         "pandas",
         "polars",
         "pydantic",
+        "tritonclient.http",
+        "numba",
         "lmdb",
         "safetensors",
         "typer",
