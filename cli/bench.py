@@ -2,6 +2,7 @@
 
 import typer
 
+from longrec.cli.bench_client import client
 from longrec.cli.bench_faults import faults
 from longrec.cli.bench_kernels import kernels
 from longrec.cli.bench_server import server
@@ -11,7 +12,7 @@ __all__ = ["bench_app"]
 
 bench_app = typer.Typer(help="Measure: ratios and medians in one run.", no_args_is_help=True)
 
-for command in (serving, server, kernels, faults):
+for command in (serving, server, client, kernels, faults):
     bench_app.command()(command)
 
 
