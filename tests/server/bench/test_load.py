@@ -45,7 +45,8 @@ def test_filled_users_answer_in_bulk_as_a_recompute_does(server, material):
 def test_filling_a_log_that_has_events_is_an_error(server, material):
     (history,) = material.drawn([4])
     with Client(server.grpc_url) as client:
-        client.append(user="known", events=np.column_stack((np.arange(6), np.zeros((6, 2), np.int64))))
+        longer = np.concatenate((history, history[-2:]))
+        client.append(user="known", events=np.column_stack((np.arange(6), longer)))
     with pytest.raises(ServerError, match="expected logs of the histories just sent, got others"):
         fill(server.grpc_url, ["known"], [history])
 
