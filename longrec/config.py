@@ -146,7 +146,7 @@ class EngineConfig(_Config):
     max_candidates: Positive = 4096
     max_step_events: Positive = 2048
     inline_events: Positive = 64
-    chunk_events: Positive = 256
+    chunk_events: Positive = 128
     memory_bytes: Positive = 256 << 20
     host_memory_bytes: Annotated[int, Field(ge=0)] = 0
     page_size: Annotated[int, AfterValidator(_page_size)] = 32
