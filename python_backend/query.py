@@ -113,19 +113,16 @@ def parse_queries(
     if shape[1] > config.max_events_per_request:
         expected = f"at most {config.max_events_per_request} events a user (model parameter max_events_per_request)"
         raise ArgumentError(EVENT, expected, got=str(shape[1]), remedy="send them in several requests")
-    if candidates.shape[1]:
-        candidates = _check_candidates(candidates, settings, config)
-    elif batch == 1:
-        candidates = None  # type: ignore[assignment]
+    given = _check_candidates(candidates, settings, config) if candidates.shape[1] else None
     k = settings.k if wants_items else 0
     if settings.explain and not wants_because:
         settings = settings._replace(explain=0)
     if batch == 1 and shape[1] <= FEW_EVENTS:
         own, position = _few(events[0]) if shape[1] else (np.empty((0, 2), np.int64), UNCHECKED_POSITION)
-        return [Query(_key(users[0, 0]), own, position, None if candidates is None else candidates[0], k, settings)]
+        return [Query(_key(users[0, 0]), own, position, None if given is None else given[0], k, settings)]
     keys = [_key(user) for user in users[:, 0].tolist()]
     parts, positions = _many(events)
-    ranked: Any = [None] * batch if candidates is None or not candidates.shape[1] else candidates
+    ranked = [None] * batch if given is None else list(given)
     return [
         Query(key, part, position, row, k, settings)
         for key, part, position, row in zip(keys, parts, positions, ranked, strict=True)
@@ -133,15 +130,14 @@ def parse_queries(
 
 
 def _key(user: Any) -> bytes:
-    if type(user) is not bytes:
-        user = user.encode() if isinstance(user, str) else bytes(user)
-    if not 1 <= len(user) <= MAX_USER_BYTES:
-        raise ArgumentError(USER, f"1..{MAX_USER_BYTES} bytes of UTF-8", got=f"{len(user)} bytes")
+    key = user.encode() if isinstance(user, str) else bytes(user)  # no copy of what is bytes already
+    if not 1 <= len(key) <= MAX_USER_BYTES:
+        raise ArgumentError(USER, f"1..{MAX_USER_BYTES} bytes of UTF-8", got=f"{len(key)} bytes")
     try:
-        user.decode()
+        key.decode()
     except UnicodeDecodeError:
-        raise ArgumentError(USER, "UTF-8", got=f"{len(user)} bytes that are not") from None
-    return user  # type: ignore[no-any-return]
+        raise ArgumentError(USER, "UTF-8", got=f"{len(key)} bytes that are not") from None
+    return key
 
 
 def _check_candidates(candidates: Int64Array, settings: Settings, config: EngineConfig) -> Int64Array:

@@ -245,7 +245,8 @@ class RedisLog(EventLog):
         """As `EventLog.recent_users`."""
         if limit < 1:
             return []
-        return self._ask(lambda: self._redis.zrange(RECENT_KEY, 0, limit - 1, desc=True))  # type: ignore[no-any-return]
+        users: list[bytes] = self._ask(lambda: self._redis.zrange(RECENT_KEY, 0, limit - 1, desc=True))
+        return users
 
     def lag_seconds(self) -> float:
         """As `EventLog.lag_seconds`: the most that `everysec` allows, as the server doesn't say when it synced."""
