@@ -23,12 +23,14 @@ from longrec.kernels.shipped import SHARED_BYTES_LIMIT, Shipped
 __all__ = ["INSTRUCTION_CLASSES", "CompileReport", "compile_kernel", "compile_shipped", "complaints"]
 
 # SASS opcodes by what they are for. tcgen05.mma is UTCHMMA (bf16, fp16, tf32), UTCQMMA (fp8), UTCIMMA (int8);
-# wgmma is HGMMA, QGMMA, IGMMA; mma.sync is HMMA, QMMA, IMMA, DMMA.
+# wgmma is HGMMA, QGMMA, IGMMA; mma.sync is HMMA, QMMA, IMMA, DMMA. An asynchronous copy of 4 bytes (plain LDGSTS) is not
+# what pipelines a tile, so it doesn't count: only the wide ones do.
 INSTRUCTION_CLASSES: Mapping[str, tuple[str, ...]] = {
     "tcgen05": ("UTCHMMA", "UTCQMMA", "UTCIMMA", "UTCOMMA"),
     "wgmma": ("HGMMA", "QGMMA", "IGMMA"),
     "mma": ("HMMA", "QMMA", "IMMA", "DMMA", "OMMA"),
-    "async_copy": ("LDGSTS", "UTMALDG", "UBLKCP"),
+    "async_copy": ("LDGSTS.64", "LDGSTS.128", "UTMALDG", "UBLKCP"),
+    "narrow_copy": ("LDGSTS",),
     "local_memory": ("LDL", "STL"),
     "global_load": ("LDG", "LDG.64", "LDG.128"),
 }
@@ -166,10 +168,10 @@ def complaints(entry: Shipped, report: CompileReport) -> list[str]:
 
 
 def _opcode(text: str) -> str:
-    """`LDG.E.128.CONSTANT` -> `LDG.128`; other opcodes lose their modifiers."""
+    """`LDG.E.128.CONSTANT` -> `LDG.128`, and LDGSTS so too; other opcodes lose their modifiers."""
     name, *modifiers = text.split(".")
-    if name == "LDG":
-        return next((f"LDG.{width}" for width in ("128", "64") if width in modifiers), "LDG")
+    if name in ("LDG", "LDGSTS"):
+        return next((f"{name}.{width}" for width in ("128", "64") if width in modifiers), name)
     return name
 
 

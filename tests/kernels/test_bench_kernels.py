@@ -51,7 +51,7 @@ def entry(**changes):
 
 
 def report(**changes):
-    return CompileReport(64, 0, 1024, {"HGMMA": 8, "LDGSTS": 4})._replace(**changes)
+    return CompileReport(64, 0, 1024, {"HGMMA": 8, "LDGSTS.128": 4})._replace(**changes)
 
 
 def test_reports_are_what_the_assembler_made_of_a_kernel(tmp_path):
@@ -93,6 +93,7 @@ def test_a_process_that_interprets_does_not_compile():
             {"instructions": {}},
             ["no matrix instruction", "no async_copy instruction"],
         ),
+        ({"expects": ("async_copy",)}, {"instructions": {"LDGSTS": 4}}, ["no async_copy instruction"]),  # 4 bytes each
         ({"target": 100, "expects": ("tcgen05",)}, {}, ["no tcgen05 instruction"]),
     ],
 )
