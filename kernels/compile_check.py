@@ -23,8 +23,8 @@ from longrec.kernels.shipped import SHARED_BYTES_LIMIT, Shipped
 __all__ = ["INSTRUCTION_CLASSES", "CompileReport", "compile_kernel", "compile_shipped", "complaints"]
 
 # SASS opcodes by what they are for. tcgen05.mma is UTCHMMA (bf16, fp16, tf32), UTCQMMA (fp8), UTCIMMA (int8);
-# wgmma is HGMMA, QGMMA, IGMMA; mma.sync is HMMA, QMMA, IMMA, DMMA. An asynchronous copy of 4 bytes (plain LDGSTS) is not
-# what pipelines a tile, so it doesn't count: only the wide ones do.
+# wgmma is HGMMA, QGMMA, IGMMA; mma.sync is HMMA, QMMA, IMMA, DMMA. Asynchronous copies of 4 bytes (plain LDGSTS) don't
+# count as such: they are not what pipelines a tile.
 INSTRUCTION_CLASSES: Mapping[str, tuple[str, ...]] = {
     "tcgen05": ("UTCHMMA", "UTCQMMA", "UTCIMMA", "UTCOMMA"),
     "wgmma": ("HGMMA", "QGMMA", "IGMMA"),
