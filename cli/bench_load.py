@@ -56,7 +56,8 @@ def load(
     from rich.console import Console
 
     from longrec.errors import MachineError
-    from longrec.server.loadbench.point import LoadPlan, loading
+    from longrec.server.bench.material import serving
+    from longrec.server.loadbench.point import Load, LoadPlan
     from longrec.server.loadbench.search import Limit, measure_all
 
     try:
@@ -72,8 +73,9 @@ def load(
     plan = LoadPlan(users, zipf, k, seconds, settle_seconds, max_lag_ms, seed)
     with (
         console.status("filling logs and memories") as status,
-        loading(dataset, plan, url=url, metrics_url=metrics_url, run=run) as server,
+        serving(dataset, url=url, metrics_url=metrics_url, run=run) as target,
     ):
+        server = Load(target, plan)
 
         def measure(rate: float, cold: float) -> "Point":
             status.update(f"{rate:,.0f} requests a second, {cold:.0%} of them of cold users")

@@ -3,11 +3,7 @@
 import re
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Final
 from urllib.error import URLError
 from urllib.request import urlopen
@@ -15,17 +11,14 @@ from urllib.request import urlopen
 import numpy as np
 from numpy.typing import NDArray
 
-from longrec.config import EngineConfig
-from longrec.datasets import Dataset
 from longrec.errors import ArgumentError, ServerError
-from longrec.modeling import Transformer
 from longrec.server.bench.load import bulk_request, fill
-from longrec.server.bench.material import load_material
+from longrec.server.bench.material import Target
 from longrec.server.loadbench.answers import hold_against_recompute, read_answers
 from longrec.server.loadbench.population import Population
 from longrec.server.loadbench.sender import send_on_time
 
-__all__ = ["Load", "LoadPlan", "Point", "loading"]
+__all__ = ["Load", "LoadPlan", "Point"]
 
 COUNTED_SECONDS: Final = 10.0  # for the server to publish its counts: it does so twice a second
 RECOMPUTED: Final = 16  # answers of a point that are recomputed, where the network is at hand
@@ -109,16 +102,14 @@ class Load:
     """A server under a population's requests.
 
     Args:
-        url: host:port of the server's gRPC endpoint. metrics_url: where its counts are.
-        dataset: whose histories the users have; in the catalogue of the model that is served.
+        target: the server, and the data set whose histories the users have. Some answers of each point are recomputed
+            where it has the network.
         plan: how to measure.
-        network: the one that is served: some answers of each point are recomputed. None: it isn't at hand.
     """
 
-    def __init__(
-        self, url: str, metrics_url: str, dataset: Dataset, plan: LoadPlan, network: Transformer | None = None
-    ) -> None:
-        self._url, self._metrics_url, self._plan, self._network = url, metrics_url, plan, network
+    def __init__(self, target: Target, plan: LoadPlan) -> None:
+        self._url, self._metrics_url, self._network = target.url, target.metrics_url, target.network
+        dataset, self._plan = target.dataset, plan
         prefix = f"load-{uuid.uuid4().hex[:8]}-"
         self._num_items = len(dataset.catalogue)
         self._population = Population(dataset, plan.users, zipf=plan.zipf, prefix=prefix, seed=plan.seed)
@@ -207,32 +198,3 @@ class Load:
             for name in ("hits", "misses")
         )
         return sum(hits), sum(misses)
-
-
-@contextmanager
-def loading(
-    dataset: Path, plan: LoadPlan, *, url: str | None = None, metrics_url: str | None = None, run: Path | None = None
-) -> Iterator[Load]:
-    """A load on a running server, or on one of its own that serves a run.
-
-    Args:
-        dataset: folder.
-        plan: how to measure.
-        url: host:port of the running server's gRPC endpoint. metrics_url: default port 8002 of the same host.
-        run: folder that was trained on the dataset, instead of `url`.
-
-    Raises:
-        ArgumentError: both or neither of url and run. DataError, CheckpointError: of the folders. MachineError,
-        ServerError: as `Server.start`, and `fill`.
-    """
-    if (url is None) == (run is None):
-        raise ArgumentError("url, run", "one of them: a running server, or a run to serve")
-    if url is not None:
-        host = url.rpartition(":")[0]
-        yield Load(url, metrics_url or f"http://{host}:8002/metrics", Dataset.load(dataset), plan)
-        return
-    assert run is not None
-    with TemporaryDirectory(prefix="longrec-load-") as scratch:
-        material = load_material(run, dataset, Path(scratch))
-        with material.serve(EngineConfig()) as server:
-            yield Load(server.grpc_url, server.metrics_url, material.dataset, plan, material.network)

@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 
 from longrec.cli.bench import bench_app
 from longrec.errors import ArgumentError, ServerError
-from longrec.server.loadbench.point import Load, LoadPlan, loading
+from longrec.server.bench.material import Target, serving
+from longrec.server.loadbench.point import Load, LoadPlan
 from longrec.server.process import Server
 
 PLAN = LoadPlan(users=40, k=5, seconds=1.0, settle_seconds=0.2, max_lag_ms=1e4)  # the machine may have other work
@@ -17,8 +18,8 @@ PLAN = LoadPlan(users=40, k=5, seconds=1.0, settle_seconds=0.2, max_lag_ms=1e4) 
 pytestmark = pytest.mark.server
 
 
-def make(server: Server, material, **options) -> Load:
-    return Load(server.grpc_url, server.metrics_url, material.dataset, PLAN, **options)
+def make(server: Server, material, plan=PLAN, network=None) -> Load:
+    return Load(Target(server.grpc_url, server.metrics_url, material.dataset, network), plan)
 
 
 def test_a_point_has_the_load_and_the_hit_rate_that_were_asked_for(server, material):
@@ -36,7 +37,7 @@ def test_a_point_has_the_load_and_the_hit_rate_that_were_asked_for(server, mater
 
 def test_a_sender_that_was_late_has_no_figures(server, material):
     plan = LoadPlan(users=5, seconds=0.3, settle_seconds=0.0, max_lag_ms=1e-6)
-    point = Load(server.grpc_url, server.metrics_url, material.dataset, plan).measure(100.0)
+    point = make(server, material, plan).measure(100.0)
     assert point.verdict == "late"
     assert not len(point.latencies)
     assert point.as_dict()["throughput"] is None
@@ -53,7 +54,7 @@ def test_answers_of_other_weights_are_refused(server, material):
 
 def test_the_metrics_of_nobody_are_named(server, material):
     with pytest.raises(ServerError, match=r"http://127\.0\.0\.1:1/metrics: expected the server's metrics"):
-        Load(server.grpc_url, "http://127.0.0.1:1/metrics", material.dataset, PLAN).measure(50.0)
+        Load(Target(server.grpc_url, "http://127.0.0.1:1/metrics", material.dataset, None), PLAN)
 
 
 def test_the_command_sweeps_and_finds_and_writes(server, dataset_folder, tmp_path):
@@ -78,7 +79,7 @@ def test_the_command_sweeps_and_finds_and_writes(server, dataset_folder, tmp_pat
 def test_either_a_server_or_a_run(url, run, dataset_folder):
     with (
         pytest.raises(ArgumentError, match="url, run: expected one of them"),
-        loading(dataset_folder, PLAN, url=url, run=run),
+        serving(dataset_folder, url=url, run=run),
     ):
         pass
 
