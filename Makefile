@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow gpu-check check format clean
+.PHONY: help setup demo test test-slow gpu-check check docs format clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -25,7 +25,7 @@ $(STAMP): setup.py constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
 	$(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS) '$(TORCH)' setuptools wheel
-	$(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS) -c $(VENV)/constraints.txt -e '.[all,dev]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS) -c $(VENV)/constraints.txt -e '.[all,dev,docs]'
 	@touch $@
 
 demo: setup ## the main job, end to end, on MovieLens-100k: writes runs/demo/report.json
@@ -44,6 +44,9 @@ check: setup build/typecheck/longrec ## lint, format, types; changes nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	cd build/typecheck && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p longrec
+
+docs: setup build/typecheck/longrec ## the documentation site, in build/site; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 format: setup ## format and fix what can be fixed
 	$(BIN)/ruff check --fix .

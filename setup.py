@@ -30,6 +30,7 @@ DEV = [
     "PyYAML",
     *STORE,
 ]
+DOCS = ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"]
 
 packages, package_dir = ["longrec"], {"longrec": "longrec"}
 for room in ROOMS:
@@ -51,6 +52,7 @@ setup(
         "server": SERVER,
         "train": TRAIN,
         "dev": DEV,
+        "docs": DOCS,
         "all": sorted({*CLIENT, *SERVER, *TRAIN}),
     },
     entry_points={"console_scripts": ["longrec = longrec.cli.main:main"]},

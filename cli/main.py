@@ -43,6 +43,10 @@ COMMANDS: Final = {
     ),
     "stream": _Entry("longrec.cli.stream:stream", "Send events as they happen, print predictions as they come."),
     "recommend": _Entry("longrec.cli.recommend:recommend", "Ask a running server what a user will choose next."),
+    "replay": _Entry(
+        "longrec.cli.replay:replay",
+        "Replay a data set against a server: its events in time order, each predicted before it is sent.",
+    ),
     "bench": _Entry("longrec.cli.bench:bench_app", "Measure: ratios and medians in one run."),
     "doctor": _Entry("longrec.cli.doctor:doctor", "Look at this machine: Python, torch, GPU, server, memory."),
 }

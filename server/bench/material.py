@@ -6,18 +6,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from longrec.config import EngineConfig
 from longrec.datasets import Dataset
-from longrec.errors import DataError
+from longrec.errors import ArgumentError, DataError
 from longrec.modeling import Transformer, load_network, save_run
 from longrec.server.process import Server
 from longrec.server.repository import write_repository
 
-__all__ = ["History", "Material", "load_material"]
+__all__ = ["History", "Material", "Target", "load_material", "serving"]
 
 History = NDArray[np.int64]  # [n, 2] item, unix ms
 
@@ -93,3 +94,46 @@ def load_material(run: Path, dataset: Path, scratch: Path) -> Material:
     if not len(data):
         raise DataError(f"{dataset}: expected events, got none")
     return Material(network, data, scratch)
+
+
+class Target(NamedTuple):
+    """A running server, and data in its catalogue.
+
+    Args:
+        url: host:port of its gRPC endpoint. metrics_url: of its metrics.
+        dataset: with the catalogue of what is served.
+        network: what is served, in evaluation mode; None: it isn't at hand.
+    """
+
+    url: str
+    metrics_url: str
+    dataset: Dataset
+    network: Transformer | None
+
+
+@contextmanager
+def serving(
+    dataset: Path, *, url: str | None = None, metrics_url: str | None = None, run: Path | None = None
+) -> Iterator[Target]:
+    """A server that runs already, or one that serves a run until the block is left.
+
+    Args:
+        dataset: folder.
+        url: host:port of the running server's gRPC endpoint. metrics_url: default port 8002 of the same host.
+        run: folder that was trained on the dataset, instead of `url`.
+
+    Raises:
+        ArgumentError: both or neither of url and run. DataError, CheckpointError: of the folders. MachineError,
+        ServerError: as `Server.start`.
+    """
+    if (url is None) == (run is None):
+        raise ArgumentError("url, run", "one of them: a running server, or a run to serve")
+    if url is not None:
+        host = url.rpartition(":")[0]
+        yield Target(url, metrics_url or f"http://{host}:8002/metrics", Dataset.load(dataset), None)
+        return
+    assert run is not None
+    with TemporaryDirectory(prefix="longrec-serve-") as scratch:
+        material = load_material(run, dataset, Path(scratch))
+        with material.serve(EngineConfig()) as server:
+            yield Target(server.grpc_url, server.metrics_url, material.dataset, material.network)

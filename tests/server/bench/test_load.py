@@ -1,27 +1,18 @@
 """Raw requests on a real server: what they carry, what comes back, what a failure says."""
 
 import time
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
 from longrec.client import Client
-from longrec.config import EngineConfig
 from longrec.errors import ServerError
 from longrec.modeling import recompute_scores
 from longrec.server.bench.load import Channel, SteadyLoad, answered_a_second, bulk_request, fill, read_bulk
-from longrec.server.process import Server
 
 pytestmark = pytest.mark.server
 
 K = 5
-
-
-@pytest.fixture(scope="module")
-def server(material) -> Iterator[Server]:
-    with material.serve(EngineConfig(memory_bytes=8 << 20, log_bytes=64 << 20)) as server:
-        yield server
 
 
 def appended(history):

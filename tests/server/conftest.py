@@ -1,5 +1,6 @@
-"""A small random network and a small dataset in its catalogue, as the benchmark reads them."""
+"""A small random network, a small dataset in its catalogue, and one server of them, for what measures or replays."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -7,10 +8,11 @@ import pytest
 import torch
 
 from longrec.catalogue import Catalogue
-from longrec.config import ModelConfig
+from longrec.config import EngineConfig, ModelConfig
 from longrec.datasets import Dataset
 from longrec.modeling import Transformer, save_run
 from longrec.server.bench.material import Material, load_material
+from longrec.server.process import Server
 
 IDS = [f"item {number}" for number in range(40)]
 
@@ -45,3 +47,9 @@ def dataset_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def material(run_folder: Path, dataset_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Material:
     return load_material(run_folder, dataset_folder, tmp_path_factory.mktemp("scratch"))
+
+
+@pytest.fixture(scope="session")
+def server(material: Material) -> Iterator[Server]:
+    with material.serve(EngineConfig(memory_bytes=16 << 20, log_bytes=64 << 20)) as server:
+        yield server
