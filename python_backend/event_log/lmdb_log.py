@@ -11,6 +11,7 @@ Readers see what any process has committed, and never wait; writers wait for eac
 
 import contextlib
 import math
+import os
 import threading
 import time
 from collections.abc import Sequence
@@ -39,6 +40,7 @@ __all__ = ["LmdbLog"]
 
 RECENT: Final = b"recent"
 RECENT_END: Final = RECENT + b"\xff" * PLACE.size
+LOCK_BYTES: Final = 8192  # of lock.mdb, for LMDB's 126 readers
 
 
 class LmdbLog(EventLog):
@@ -72,6 +74,7 @@ class LmdbLog(EventLog):
         self._max_user_events, self._max_bytes = max_user_events, max_bytes
         try:
             path.mkdir(parents=True, exist_ok=True)
+            _allocate(path / "lock.mdb")
             # readahead off: a log larger than memory is read at random
             self._env = lmdb.open(
                 str(path), map_size=max_bytes, sync=durability == "commit", readahead=False, max_dbs=2
@@ -122,12 +125,11 @@ class LmdbLog(EventLog):
         self._env.close()
         self._check_flusher()
 
-    def append(self, appends: Sequence[Append]) -> list[Appended | DataError]:
+    def append(self, appends: Sequence[Append]) -> list[Appended | LongrecError]:
         """As `EventLog.append`."""
         self._check_flusher()
-        if not any(map(len, [append.events for append in appends])):
-            with self._reading() as transaction, transaction.cursor() as cursor:
-                return self._named([peek(cursor, append) for append in appends])
+        if not any(len(append.events) for append in appends):
+            return self._peek(appends)
         try:
             page = self._recent.page() if self._recent.is_due else None
             try:
@@ -137,18 +139,29 @@ class LmdbLog(EventLog):
                     raise
                 page, outcomes = None, self._append(appends, None)
         except lmdb.MapFullError:
-            raise MachineError(
-                f"event_log={self.path}: nothing was appended: its size limit is reached; "
-                "raise log_bytes, or set max_user_events"
-            ) from None
-        except lmdb.Error as error:
-            raise MachineError(f"event_log={self.path}: nothing was appended: {error}") from None
+            return self._refused(appends, "its size limit is reached; raise log_bytes, or set max_user_events")
+        except lmdb.Error as error:  # a write that was cut short by a full disk is an "Input/output error"
+            return self._refused(appends, f"{error}; is there room on its disk?")
         if self._appended_at is None:
             self._appended_at = time.monotonic()
         if page is not None:
             self._recent.written(page)
         self._recent.note([append.user for append in appends])
         return self._named(outcomes)
+
+    def _refused(self, appends: Sequence[Append], reason: str) -> list[Appended | LongrecError]:
+        """What becomes of a batch that can't be written: those who bring no events are told what the log holds."""
+        error = MachineError(f"event_log={self.path}: nothing was appended: {reason}")
+        silent = [append for append in appends if not len(append.events)]
+        if not silent:
+            raise error
+        held = iter(self._peek(silent))
+        return [error if len(append.events) else next(held) for append in appends]
+
+    def _peek(self, appends: Sequence[Append]) -> list[Appended | LongrecError]:
+        """What appends of no events say of the log."""
+        with self._reading() as transaction, transaction.cursor() as cursor:
+            return self._named([peek(cursor, append) for append in appends])
 
     def extent(self, user: bytes) -> Extent:
         """As `EventLog.extent`."""
@@ -238,7 +251,7 @@ class LmdbLog(EventLog):
         begin = start - chunk_of(start)
         return np.concatenate(parts)[begin : begin + stop - start]
 
-    def _named(self, outcomes: list[Appended | DataError]) -> list[Appended | DataError]:
+    def _named(self, outcomes: list[Appended | DataError]) -> list[Appended | LongrecError]:
         """The outcomes, with the log's name in errors."""
         return [self._damaged(outcome) if isinstance(outcome, DataError) else outcome for outcome in outcomes]
 
@@ -316,3 +329,11 @@ class _Reading:
         self._transaction.abort()
         if isinstance(error, lmdb.Error):
             raise DataError(f"event_log={self._path}: a page of data.mdb is damaged: {error}") from None
+
+
+def _allocate(lock_file: Path) -> None:
+    """Give the lock file its blocks now: LMDB writes to it through a map, and a full disk would end the process there
+    (SIGBUS). Not touched again once it has them: closing it drops what locks this process holds on it."""
+    if not lock_file.exists() or lock_file.stat().st_blocks * 512 < LOCK_BYTES:
+        with lock_file.open("ab") as file:
+            os.posix_fallocate(file.fileno(), 0, LOCK_BYTES)

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from longrec.errors import DataError
+from longrec.errors import DataError, LongrecError
 from longrec.protocol import UNCHECKED_POSITION, Status
 from longrec.python_backend.event_log.records import Rows
 
@@ -68,12 +68,14 @@ class EventLog(ABC):
     generation: int = 0
 
     @abstractmethod
-    def append(self, appends: Sequence[Append]) -> list[Appended | DataError]:
+    def append(self, appends: Sequence[Append]) -> list[Appended | LongrecError]:
         """Apply the appends in order, as one transaction: all of them are in the log afterwards, or none.
 
         Returns:
             One outcome an append. A `DataError` stands in the place of an append whose user's log is damaged: nothing
-            of it was written, and the other users' appends are applied. So it is with a gap or a conflict.
+            of it was written, and the other users' appends are applied. So it is with a gap or a conflict. A
+            `MachineError` stands in the place of each append with events if the store can be read and not written,
+            and others of the batch have none: those are told what their logs hold.
 
         Raises:
             MachineError: the store is full, gone or can't be written. Nothing was appended, except where the message

@@ -202,7 +202,7 @@ class RedisLog(EventLog):
         """Close the connections; what is durable is the server's concern."""
         self._redis.close()
 
-    def append(self, appends: Sequence[Append]) -> list[Appended | DataError]:
+    def append(self, appends: Sequence[Append]) -> list[Appended | LongrecError]:
         """As `EventLog.append`."""
         if not appends:
             return []

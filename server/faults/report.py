@@ -23,6 +23,7 @@ class FaultResult:
         duplicated: events that are in the log more often than they were sent on purpose.
         max_score_difference: between the answers afterwards and a recompute without a server.
         problems: what else isn't as it should be, a line each.
+        note: how it was done, where that depends on the machine.
     """
 
     fault: str
@@ -32,6 +33,7 @@ class FaultResult:
     duplicated: int
     max_score_difference: float
     problems: tuple[str, ...] = ()
+    note: str = ""
 
     @property
     def passed(self) -> bool:
@@ -40,14 +42,14 @@ class FaultResult:
 
 
 def faults_as_json(results: Sequence[FaultResult]) -> str:
-    """A JSON list of `{fault, runs, acknowledged, lost, duplicated, max_score_difference, passed}`."""
+    """A JSON list of `{fault, runs, acknowledged, lost, duplicated, max_score_difference, note, passed}`."""
     names = [field.name for field in fields(FaultResult) if field.name != "problems"] + ["passed"]
     return json.dumps([{name: getattr(result, name) for name in names} for result in results], indent=2)
 
 
 def faults_table(results: Sequence[FaultResult]) -> Table:
     """The same for a terminal."""
-    table = Table("fault", "runs", "acknowledged", "lost", "doubled", "score diff", "passed")
+    table = Table("fault", "runs", "acknowledged", "lost", "doubled", "score diff", "passed", "note")
     for result in results:
         table.add_row(
             result.fault,
@@ -57,5 +59,6 @@ def faults_table(results: Sequence[FaultResult]) -> Table:
             f"{result.duplicated}",
             f"{result.max_score_difference:.1e}",
             "yes" if result.passed else "NO",
+            result.note,
         )
     return table

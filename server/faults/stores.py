@@ -5,6 +5,7 @@ import os
 import resource
 import subprocess
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from longrec.server.faults.wire import Fate
 __all__ = ["damaged_page", "full_disk", "full_log", "read_only", "redis_gone"]
 
 USERS = 8
+DISK_BYTES = 8 << 20
 
 
 def full_log(subject: Subject, runs: int) -> FaultResult:
@@ -35,19 +37,34 @@ def full_log(subject: Subject, runs: int) -> FaultResult:
 
 
 def full_disk(subject: Subject, runs: int) -> FaultResult:
-    """The file can't grow, and later it can: the kernel refuses the stub's writes, as on a full disk."""
+    """The disk is full, and later it isn't: writes fail whole, who only asks is answered, and the same server
+    goes on."""
     problems: list[str] = []
-    with make_rig(subject) as rig:
+    with make_rig(subject, started=False) as rig, _small_disk(rig) as disk:
+        if disk.is_real:
+            with disk.full():
+                said = rig.failure()  # a log can't even be begun
+            if "event_log=" not in said or "No space left" not in said:
+                problems.append(f"expected the full disk to be named, got {said or 'a server that started'}")
+        rig.restart()
         books = rig.ledger.open(f"disk {n}" for n in range(USERS))
+        kept = rig.ledger.open(f"disk, reads only {n}" for n in range(USERS))
+        with rig.wire() as wire:
+            problems += write_all(wire, kept, 20)
+        before = processes(rig.repository)
         for _ in range(runs):
             with Load(rig.url, books) as load:
                 load.wait_for(30)
-                with _no_growth(rig):
+                with disk.full():
                     said = load.wait_for_failure()
+                    problems += rig.result("", runs, books=kept).problems
                 if "nothing was appended" not in said:
                     problems.append(f"expected that nothing was appended, got {said}")
                 load.wait_for(30)
-        return rig.result("disk full", runs, *problems)
+        if processes(rig.repository) != before:
+            problems.append("the server was restarted")
+        result = rig.result("disk full", runs, *problems[:3])
+    return replace(result, note=disk.how)
 
 
 def read_only(subject: Subject, runs: int) -> FaultResult:
@@ -113,6 +130,52 @@ def redis_gone(subject: Subject, runs: int) -> FaultResult:
         if processes(rig.repository) != before:
             problems.append("the server was restarted")
         return rig.result("redis gone and back", runs, *problems)
+
+
+class _Disk:
+    """Where a rig's log lies, and how that fills up.
+
+    Attributes:
+        is_real: a file system of its own; else the kernel refuses to let the stub's files grow, as on a full one.
+    """
+
+    def __init__(self, rig: Rig, *, is_real: bool) -> None:
+        self._rig, self.is_real = rig, is_real
+
+    @property
+    def how(self) -> str:
+        """For the report."""
+        return f"tmpfs of {DISK_BYTES >> 20} MB" if self.is_real else "may not mount: by RLIMIT_FSIZE, no full disk"
+
+    @contextlib.contextmanager
+    def full(self) -> Iterator[None]:
+        """Nothing more can be written."""
+        if not self.is_real:
+            with _no_growth(self._rig):
+                yield
+            return
+        filler = self._rig.data_file.with_name("filler")
+        try:
+            with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+                while True:
+                    file.write(bytes(4096))
+            yield
+        finally:
+            filler.unlink()
+
+
+@contextlib.contextmanager
+def _small_disk(rig: Rig) -> Iterator[_Disk]:
+    """A small file system for a rig's log, where this machine may mount one. Stops the rig, which isn't started yet."""
+    folder = rig.data_file.parent
+    folder.mkdir(parents=True)
+    mounted = _done(["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", folder])
+    try:
+        yield _Disk(rig, is_real=mounted)
+    finally:
+        rig.stop()
+        if mounted:
+            _done(["umount", folder])
 
 
 @contextlib.contextmanager

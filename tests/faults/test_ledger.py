@@ -81,6 +81,7 @@ def test_a_result_passes_only_without_any_fault():
             "lost": 0,
             "duplicated": 0,
             "max_score_difference": 1e-6,
+            "note": "",
             "passed": True,
         }
     ]

@@ -216,6 +216,9 @@ try:
 except MachineError as error: assert "nothing was appended" in str(error), error
 assert n > 5 and log.length(b"a") == n and log.length(b"u%d" % n) == 0
 assert len(log.read(b"u3", 0, 500)) == 500
+refused, silent = log.append([Append(b"v", 0, rows(*range(5000))), Append(b"u3", -1, rows())])
+assert isinstance(refused, MachineError) and "nothing was appended" in str(refused), refused
+assert tuple(silent) == (0, 0, 500), "who brings no events is answered all the same"
 import resource
 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 log.append([Append(b"a", n, rows(n))])
