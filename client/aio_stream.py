@@ -199,7 +199,7 @@ class AsyncStream:
         if isinstance(error, BREAKING):
             self._break(error)
             return
-        self._client.note_down(server)
+        self._client.core.note_down(server)
         retry = self._client.core.retry
         most = min(retry.most_seconds, retry.first_seconds * 2 ** min(self._tries, 16))
         self._tries += 1
@@ -211,7 +211,9 @@ class AsyncStream:
     async def _resolve(self, ticket: Ticket) -> None:
         """Ask alone, and with the history: a stream's messages carry no status to decide by."""
         try:
-            self._core.settle(ticket, await self._client.deliver(ticket.delivery, ticket.deadline))
+            self._core.settle(
+                ticket, await self._client.run(self._client.core.deliver(ticket.delivery, ticket.deadline))
+            )
         except Exception as error:  # of the caller's history function too
             self._core.give_up(ticket, error)
         self._wake()

@@ -236,7 +236,7 @@ class Stream:
         if isinstance(error, BREAKING):
             self._break(error)
             return
-        self._client.note_down(server)
+        self._client.core.note_down(server)
         retry = self._client.core.retry
         most = min(retry.most_seconds, retry.first_seconds * 2 ** min(self._tries, 16))
         self._tries += 1
@@ -248,7 +248,7 @@ class Stream:
     def _resolve(self, ticket: Ticket) -> None:
         """Ask alone, and with the history: a stream's messages carry no status to decide by."""
         try:
-            result = self._client.deliver(ticket.delivery, ticket.deadline)
+            result = self._client.run(self._client.core.deliver(ticket.delivery, ticket.deadline))
         except Exception as error:  # of the caller's history function too
             with self._lock:
                 self._core.give_up(ticket, error)
