@@ -8,8 +8,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from longrec.client.aio_transport import AsyncStreamCall
-from longrec.client.codec import prepare
-from longrec.client.stream import BREAKING, GOODBYE_SECONDS
+from longrec.client.codec import Request, prepare
+from longrec.client.stream import BREAKING, CHECK_SECONDS, GOODBYE_SECONDS
 from longrec.client.stream_core import StreamCore, Ticket
 from longrec.client.types import Events, Options, Prediction
 from longrec.errors import ArgumentError, DeadlineError, ServerError, UnavailableError
@@ -36,6 +36,7 @@ class AsyncStream:
         self._core = StreamCore(shared.ledger, shared.fleet, number=shared.number, history=shared.history is not None)
         self._news, self._clock = asyncio.Event(), asyncio.Event()
         self._calls: dict[int, AsyncStreamCall] = {}
+        self._early: dict[int, list[tuple[str, Request]]] = {}
         self._blocked: dict[int, float] = {}
         self._tries = 0
         self._said = ""
@@ -171,15 +172,25 @@ class AsyncStream:
         blocked = {server for server, moment in self._blocked.items() if moment > now} if self._blocked else ()
         for server, id, request in self._core.sends(blocked):
             call = self._calls.get(server)
-            if call is None:
+            if call is not None:
+                call.send(id, request)
+                continue
+            if server not in self._early:
                 self._blocked.pop(server, None)
-                call = self._calls[server] = self._client.transports[server].open()
-                self._start(self._readers, self._read(server, call))
-            call.send(id, request)
+                self._early[server] = []
+                self._start(self._readers, self._read(server))
+            self._early[server].append((id, request))
 
-    async def _read(self, server: int, call: AsyncStreamCall) -> None:
+    async def _read(self, server: int) -> None:
+        call: AsyncStreamCall | None = None
         error: ServerError = UnavailableError(f"{self._client.core.fleet.urls[server]}: the server ended the stream")
         try:
+            await self._client.run(self._client.core.check(server, min(self.timeout_seconds, CHECK_SECONDS)))
+            if self._closed:
+                return
+            call = self._calls[server] = self._client.transports[server].open()
+            for id, request in self._early.pop(server):
+                call.send(id, request)
             async for answer in call.answers():
                 trouble = self._core.receive(answer)
                 if trouble is not None:
@@ -191,10 +202,12 @@ class AsyncStream:
             error = broken
         if not self._closed:
             self._lose(server, error)
-        call.cancel()
+        if call is not None:
+            call.cancel()
 
     def _lose(self, server: int, error: ServerError) -> None:
         self._calls.pop(server, None)
+        self._early.pop(server, None)
         self._said = f"; {error}"
         if isinstance(error, BREAKING):
             self._break(error)

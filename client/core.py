@@ -64,6 +64,7 @@ class Core:
         self.number = bool(number)
         self.ledger = Ledger(check_seconds("resend_seconds", resend_seconds))
         self._watch = watch
+        self._checked: set[int] = set()  # servers that said what they speak, since they were last reached anew
 
     def recommend(
         self,
@@ -183,6 +184,16 @@ class Core:
             raise
         return outcome
 
+    def check(self, server: int, seconds: float) -> Steps[None]:
+        """Before anything is sent to a server, and again after it was away: that it speaks this protocol.
+
+        Raises:
+            ProtocolError: it doesn't. MissingModelError: it lacks the model. ServerError: it can't be reached.
+        """
+        if server not in self._checked:
+            yield Describe(server, seconds)
+            self._checked.add(server)
+
     def probe(self) -> Steps[None]:
         """Look at the servers that are down until none is."""
         while self.fleet.down:
@@ -197,6 +208,7 @@ class Core:
 
     def note_down(self, server: int) -> None:
         """A server gave no answer: users go elsewhere until it does."""
+        self._checked.discard(server)
         if len(self.fleet) > 1 and self.fleet.mark(server, up=False):
             logger.warning("%s is down; its users go elsewhere", self.fleet.urls[server])
             self._watch()
@@ -223,6 +235,7 @@ class Core:
     def _attempt(self, request: Request, deadline: float) -> Steps[Mapping[str, Tensor]]:
         server = self.fleet.pick(request.user)
         try:
+            yield from self.check(server, self._attempt_seconds(deadline))
             outputs: Mapping[str, Tensor] = yield Send(server, request, self._attempt_seconds(deadline))
         except ENDLESS:
             self.note_down(server)

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
-from longrec.client.codec import prepare
+from longrec.client.codec import Request, prepare
 from longrec.client.stream_core import StreamCore, Ticket
 from longrec.client.transport import StreamCall
 from longrec.client.types import Events, Options, Prediction
@@ -18,10 +18,11 @@ from longrec.errors import AccessError, ArgumentError, DeadlineError, ProtocolEr
 if TYPE_CHECKING:
     from longrec.client.client import Client
 
-__all__ = ["BREAKING", "Stream"]
+__all__ = ["BREAKING", "CHECK_SECONDS", "Stream"]
 
 BREAKING: Final = (ProtocolError, AccessError)  # what connecting again can't mend
 RESOLVERS: Final = 4  # threads that ask again alone, where a stream's answer doesn't say enough
+CHECK_SECONDS: Final = 5.0  # for a server to say what it speaks, before the next attempt
 GOODBYE_SECONDS: Final = 5.0  # for the server to end a stream that was half-closed
 
 
@@ -61,6 +62,7 @@ class Stream:
         shared = client.core
         self._core = StreamCore(shared.ledger, shared.fleet, number=shared.number, history=shared.history is not None)
         self._calls: dict[int, StreamCall] = {}
+        self._early: dict[int, list[tuple[str, Request]]] = {}  # for servers that are asked first what they speak
         self._readers: list[threading.Thread] = []
         self._blocked: dict[int, float] = {}  # servers that aren't called before a moment
         self._tries = 0
@@ -200,17 +202,28 @@ class Stream:
         blocked = {server for server, moment in self._blocked.items() if moment > now} if self._blocked else ()
         for server, id, request in self._core.sends(blocked):
             call = self._calls.get(server)
-            if call is None:
+            if call is not None:
+                call.send(id, request)
+                continue
+            if server not in self._early:
                 self._blocked.pop(server, None)
-                call = self._calls[server] = self._client.transports[server].open()
-                reader = threading.Thread(target=self._read, args=(server, call), name="longrec-stream", daemon=True)
+                self._early[server] = []
+                reader = threading.Thread(target=self._read, args=(server,), name="longrec-stream", daemon=True)
                 self._readers = [thread for thread in self._readers if thread.is_alive()] + [reader]
                 reader.start()
-            call.send(id, request)
+            self._early[server].append((id, request))
 
-    def _read(self, server: int, call: StreamCall) -> None:
+    def _read(self, server: int) -> None:
+        call: StreamCall | None = None
         error: ServerError = UnavailableError(f"{self._client.core.fleet.urls[server]}: the server ended the stream")
         try:
+            self._client.run(self._client.core.check(server, min(self.timeout_seconds, CHECK_SECONDS)))
+            with self._lock:
+                if self._closed:
+                    return
+                call = self._calls[server] = self._client.transports[server].open()
+                for id, request in self._early.pop(server):
+                    call.send(id, request)
             for answer in call.answers():
                 with self._lock:
                     if self._closed:
@@ -228,10 +241,12 @@ class Stream:
         with self._lock:
             if not self._closed:
                 self._lose(server, error)
-        call.cancel()
+        if call is not None:
+            call.cancel()
 
     def _lose(self, server: int, error: ServerError) -> None:
         self._calls.pop(server, None)
+        self._early.pop(server, None)
         self._said = f"; {error}"
         if isinstance(error, BREAKING):
             self._break(error)
