@@ -1,5 +1,5 @@
-"""A stream's bookkeeping without I/O: which request waits where, whose turn a result is. `stream.py` and
-`aio_stream.py` move the bytes and do the waiting.
+"""A stream's bookkeeping without I/O: which request waits where, whose turn a result is. `switchboard.py`
+knows the connections.
 
 A ticket is a request that the caller sent. Tickets of a user are delivered in the order in which they were sent; those
 of different users as their answers come. What was on a server that went away is sent again, to it or to another.
