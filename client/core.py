@@ -25,6 +25,7 @@ __all__ = ["Core"]
 logger = logging.getLogger("longrec.client")
 PROBE_SECONDS: Final = 0.5  # between two looks at servers that are down
 LOOK_SECONDS: Final = 1.0  # the longest look
+LAST_SECONDS: Final = 0.1  # an attempt that had no more than this tells nothing by being late
 
 
 class Core:
@@ -227,9 +228,12 @@ class Core:
         retries = Retries(self.retry, self.budget, deadline - time.monotonic())
         while True:
             yield Sleep(retries.wait(failure))
+            left = deadline - time.monotonic()
             try:
                 return (yield from self._attempt(request, deadline))
             except ServerError as error:
+                if isinstance(error, DeadlineError) and left < LAST_SECONDS:
+                    raise failure from error  # which says more than that the time is over
                 failure = error
 
     def _attempt(self, request: Request, deadline: float) -> Steps[Mapping[str, Tensor]]:
