@@ -1,33 +1,29 @@
 """`Client`: one call, one answer, with threads. `aio_client.py` does it with asyncio; what both share is `core.py`."""
 
+import contextlib
 import threading
-import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, TypeVar
 
-import tenacity
-
-from longrec.client.bulk import batches, groups, merge, split
-from longrec.client.codec import Request, Tensor
-from longrec.client.connection import Connection, Retry, Tls
-from longrec.client.core import PROBE_SECONDS, Core, failed, logger
-from longrec.client.delivery import Delivery, Next, Outcome
-from longrec.client.frames import requests_of
+from longrec.client.base import BaseClient
+from longrec.client.connection import Connection
 from longrec.client.progress import showing
-from longrec.client.retrying import is_passing, retry_arguments
+from longrec.client.steps import Steps
 from longrec.client.stream import Stream
 from longrec.client.transport import GrpcTransport, Transport
-from longrec.client.types import Appended, Event, Events, ModelInfo, Options, Prediction, Scored
-from longrec.errors import DeadlineError, ServerError, UnavailableError
-from longrec.protocol import DEFAULT_K, MODEL
+from longrec.client.types import Appended, Events, ModelInfo, Options, Prediction, Scored
+from longrec.errors import ServerError
+from longrec.protocol import DEFAULT_K
 
 __all__ = ["Client"]
 
+T = TypeVar("T")
 
-class Client:
+
+class Client(BaseClient[Transport, Events]):
     """A connection to one or several servers of model `recommender`.
 
         with Client("127.0.0.1:8001") as client:
@@ -65,38 +61,6 @@ class Client:
         ArgumentError: an argument doesn't fit.
     """
 
-    def __init__(
-        self,
-        url: str | Sequence[str] = "127.0.0.1:8001",
-        *,
-        model: str = MODEL,
-        timeout_seconds: float = 30.0,
-        number: bool = True,
-        resend_seconds: float = 5.0,
-        history: Callable[[str], Events] | None = None,
-        retry: Retry | None = None,
-        tls: Tls | None = None,
-        headers: Mapping[str, str] | None = None,
-        compression: Literal["none", "gzip", "deflate"] = "none",
-        transport: Callable[[str, str, Connection], Transport] = GrpcTransport,
-    ) -> None:
-        self.core = Core(
-            url,
-            model=model,
-            timeout_seconds=timeout_seconds,
-            number=number,
-            resend_seconds=resend_seconds,
-            history=history,
-            retry=retry,
-            tls=tls,
-            headers=headers,
-            compression=compression,
-        )
-        self.transports = [transport(one, model, self.core.connection) for one in self.core.fleet.urls]
-        self._closed = threading.Event()
-        self._lock = threading.Lock()
-        self._prober: threading.Thread | None = None
-
     def recommend(
         self,
         *,
@@ -124,8 +88,7 @@ class Client:
             RejectedError: the server refused the request; its log is as it was.
             ServerError: it failed, can't be reached, was too slow, or answered garbage; see the class.
         """
-        delivery = self.core.recommend(user, events, k, horizon, exclude, explain, candidates, options)
-        return self._predict(delivery, self.core.deadline())
+        return self.run(self.core.recommend(user, events, k, horizon, exclude, explain, candidates, options))
 
     def score(
         self, *, user: str, candidates: Sequence[int], events: Events = (), options: Options | None = None
@@ -140,9 +103,7 @@ class Client:
         Raises:
             As `recommend`.
         """
-        deadline = self.core.deadline()
-        first, rest = self.core.score(user, candidates, events, options)
-        return self.core.scored(user, candidates, [self._predict(part, deadline) for part in (first, *rest)])
+        return self.run(self.core.score(user, candidates, events, options))
 
     def append(self, *, user: str, events: Events) -> Appended:
         """Append a user's new events, at least one, and rank nothing.
@@ -150,7 +111,7 @@ class Client:
         Raises:
             As `recommend`.
         """
-        return self._append(self.core.append(user, events))
+        return self.run(self.core.append(user, events))
 
     def history_length(self, *, user: str) -> int:
         """Events in the user's log; 0 for a user the server has never heard of.
@@ -158,7 +119,7 @@ class Client:
         Raises:
             As `recommend`.
         """
-        return self._append(self.core.ask_length(user)).length
+        return self.run(self.core.history_length(user))
 
     def recommend_many(
         self,
@@ -185,8 +146,8 @@ class Client:
         Raises:
             As `recommend`.
         """
-        chosen = self.core.check_many(k, options, batch_size, in_flight)
-        return self._many(requests_of(requests), k, chosen, batch_size, in_flight, progress, errors)
+        calls = self.core.recommend_many(requests, k, options, batch_size, in_flight)
+        return self._many(calls, in_flight, progress, errors)
 
     def is_ready(self) -> bool:
         """Whether a server answers and calls the model ready; False where none can be reached.
@@ -194,8 +155,7 @@ class Client:
         Raises:
             ServerError: what answers there isn't a Triton server, or denies access.
         """
-        seconds = self.core.timeout_seconds
-        return any(transport.is_ready(seconds) for transport in self.transports)
+        return self.run(self.core.is_ready())
 
     def model_info(self) -> ModelInfo:
         """What a server says of its model.
@@ -203,7 +163,7 @@ class Client:
         Raises:
             ProtocolError: it speaks another protocol than this library. ServerError: as `recommend`.
         """
-        return self.transports[self.core.fleet.pick("")].model_info(self.core.timeout_seconds)
+        return self.run(self.core.model_info())
 
     def stream(self, *, k: int = DEFAULT_K, options: Options | None = None, max_in_flight: int = 256) -> Stream:
         """Open a stream for many users; a context manager. A client may have several.
@@ -222,22 +182,13 @@ class Client:
         chosen = self.core.check_stream(k, max_in_flight, options)
         return Stream(self, k=k, options=chosen, max_in_flight=max_in_flight)
 
-    def unacknowledged(self, *, user: str) -> list[Event]:
-        """The user's events, with their positions, that the server hasn't said it has; oldest first."""
-        return self.core.unacknowledged(user)
-
     def flush(self) -> None:
         """Send what calls that failed have left behind.
 
         Raises:
             As `recommend`.
         """
-        for user in self.core.ledger.owed():
-            self._append(self.core.ask_length(user))
-
-    def forget(self, *, user: str) -> None:
-        """Drop what the client knows and holds of a user: the next call asks for the log's length anew."""
-        self.core.forget(user)
+        self.run(self.core.flush())
 
     def close(self) -> None:
         """Close the connections; what is in flight is cancelled. Harmless when repeated."""
@@ -251,146 +202,61 @@ class Client:
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
-    def deliver(self, delivery: Delivery, deadline: float) -> Prediction | Appended:
-        """See a delivery through (for streams).
-
-        Raises:
-            ServerError: it failed, and was told so.
-        """
-        outcome: Outcome = Next.SEND
+    def run(self, steps: Steps[T]) -> T:
+        """See a call through (for streams)."""
         try:
-            while isinstance(outcome, Next):
-                if outcome is Next.SEND:
-                    outcome = delivery.receive(self._send(delivery.request(), deadline, delivery.repeatable))
-                else:
-                    outcome = delivery.supply(self.core.history(delivery.user) if self.core.history else None)
-        except BaseException as error:
-            delivery.fail(error)
-            raise
-        return outcome
-
-    def note_down(self, server: int) -> None:
-        """A server gave no answer: users go elsewhere until it does (for streams)."""
-        if len(self.transports) == 1 or not self.core.fleet.mark(server, up=False):
-            return
-        logger.warning("%s is down; its users go elsewhere", self.core.fleet.urls[server])
-        with self._lock:
-            if self._prober is None or not self._prober.is_alive():
-                self._prober = threading.Thread(target=self._probe, name="longrec-probe", daemon=True)
-                self._prober.start()
-
-    def _predict(self, delivery: Delivery, deadline: float) -> Prediction:
-        result = self.deliver(delivery, deadline)
-        assert isinstance(result, Prediction)
-        return result
-
-    def _append(self, delivery: Delivery) -> Appended:
-        result = self.deliver(delivery, self.core.deadline())
-        assert isinstance(result, Appended)
-        return result
-
-    def _send(self, request: Request, deadline: float, repeatable: bool) -> Mapping[str, Tensor]:
-        try:
-            return self._attempt(request, deadline)
-        except ServerError as error:
-            if not repeatable or not is_passing(error, 1, self.core.retry):
-                raise
-            failures = [error]
-
-        def attempt() -> Mapping[str, Tensor]:
-            if failures:
-                raise failures.pop()
-            return self._attempt(request, deadline)
-
-        again = retry_arguments(self.core.retry, self.core.budget, deadline - time.monotonic())
-        outputs: Mapping[str, Tensor] = tenacity.Retrying(**again)(attempt)
-        return outputs
-
-    def _attempt(self, request: Request, deadline: float) -> Mapping[str, Tensor]:
-        seconds = self.core.attempt_seconds(deadline)
-        server = self.core.fleet.pick(request.user)
-        try:
-            return self.transports[server].infer(request, seconds)
-        except (UnavailableError, DeadlineError):
-            self.note_down(server)
-            raise
-
-    def _probe(self) -> None:
-        while self.core.fleet.down and not self._closed.wait(PROBE_SECONDS):
-            for server in self.core.fleet.down:
+            step = next(steps)
+            while True:
                 try:
-                    ready = self.transports[server].is_ready(1.0)
-                except (ServerError, ValueError):  # ValueError: gRPC's word for a closed channel
-                    ready = False
-                if ready and self.core.fleet.mark(server, up=True):
-                    logger.warning("%s is back", self.core.fleet.urls[server])
+                    value = self.start(step)
+                except BaseException as error:  # noqa: PERF203
+                    step = steps.throw(error)
+                else:
+                    step = steps.send(value)
+        except StopIteration as end:
+            result: T = end.value
+            return result
 
     def _many(
         self,
-        requests: Iterator[tuple[str, Events]],
-        k: int,
-        options: Options,
-        batch_size: int,
+        calls: Iterator[Steps[list[Prediction | ServerError]]],
         in_flight: int,
         progress: bool,
         errors: list[ServerError] | None,
     ) -> Iterator[Prediction]:
         running: deque[Future[list[Prediction | ServerError]]] = deque()
-        pool = ThreadPoolExecutor(in_flight, "longrec-bulk")
-        try:
-            with showing(progress) as advance:
-                more = batches(requests, batch_size)
-                while True:
-                    while len(running) <= in_flight and (batch := next(more, None)) is not None:
-                        deliveries = [self.core.deliver(user, events, k=k, options=options) for user, events in batch]
-                        running.append(pool.submit(self._batch, deliveries))
-                    if not running:
-                        return
-                    for result in running.popleft().result():
-                        advance()
-                        if not isinstance(result, ServerError):
-                            yield result
-                        elif errors is None:
-                            raise result
-                        else:
-                            errors.append(result)
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+        with showing(progress) as advance, ThreadPoolExecutor(in_flight, "longrec-bulk") as pool:
+            while True:
+                while len(running) < in_flight and (steps := next(calls, None)) is not None:
+                    running.append(pool.submit(self.run, steps))
+                if not running:
+                    return
+                for result in running.popleft().result():
+                    advance()
+                    if not isinstance(result, ServerError):
+                        yield result
+                    elif errors is None:
+                        raise result
+                    else:
+                        errors.append(result)
 
-    def _batch(self, deliveries: list[Delivery]) -> list[Prediction | ServerError]:
-        """Each delivery's result, by requests of many users; those that fail together are asked again alone."""
-        deadline = self.core.deadline()
-        results: dict[Delivery, Prediction | ServerError] = {}
-        while left := [delivery for delivery in deliveries if delivery not in results]:
-            requests = [delivery.request() for delivery in left]
-            for places in groups(requests, self.core.fleet.pick):
-                together = [left[place] for place in places]
-                repeatable = all(delivery.repeatable for delivery in together)
-                parts: Sequence[Mapping[str, Tensor] | None] = [None] * len(together)
-                if repeatable or len(together) > 1:
-                    message = merge([requests[place] for place in places])
-                    try:
-                        parts = split(self._send(message, deadline, repeatable), len(together))
-                    except ServerError as error:
-                        if not repeatable:
-                            results |= {delivery: failed(delivery, error) for delivery in together}
-                            continue
-                for delivery, part in zip(together, parts, strict=True):
-                    result = self._take(delivery, part, deadline)
-                    if result is not None:
-                        results[delivery] = result
-        return [results[delivery] for delivery in deliveries]
+    def _prepare(self) -> None:
+        self._closed, self._lock = threading.Event(), threading.Lock()
+        self._prober: threading.Thread | None = None
 
-    def _take(
-        self, delivery: Delivery, part: Mapping[str, Tensor] | None, deadline: float
-    ) -> Prediction | ServerError | None:
-        try:
-            outcome = Next.HISTORY if part is None else delivery.receive(part)
-            if outcome is Next.SEND:
-                return None
-            if isinstance(outcome, Next):
-                return self._predict(delivery, deadline)
-        except ServerError as error:
-            return failed(delivery, error)
-        assert isinstance(outcome, Prediction)
-        return outcome
+    def _grpc(self, url: str, model: str, connection: Connection) -> Transport:
+        return GrpcTransport(url, model, connection)
+
+    def _sleep(self, seconds: float) -> None:
+        if self._closed.wait(seconds):
+            raise ServerError("the client was closed")
+
+    def _watch(self) -> None:
+        with self._lock:
+            if self._prober is None or not self._prober.is_alive():
+                self._prober = threading.Thread(target=self._probe, name="longrec-probe", daemon=True)
+                self._prober.start()
+
+    def _probe(self) -> None:
+        with contextlib.suppress(ServerError):  # the client was closed
+            self.run(self.core.probe())

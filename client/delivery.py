@@ -87,9 +87,9 @@ class Delivery:
         "repeatable",
     )
 
-    def __init__(self, ledger: Ledger, query: Query, *, number: bool = True) -> None:
-        self.query = query
-        self._ledger, self._rows = ledger, query.rows
+    def _begin(self, ledger: Ledger, query: Query, book: Book) -> None:
+        self.query, self.repeatable = query, True
+        self._ledger, self._book, self._rows = ledger, book, query.rows
         self._base: int | None = None  # position of the first event, once known
         self._start: int | None = None  # where the server's log ended, if that isn't where the next request begins
         self._floor = 0  # without events: the length that the log must have
@@ -99,20 +99,45 @@ class Delivery:
         self._missing: tuple[int, int] | None = None
         self._answer: Mapping[str, Tensor] = {}  # that said so
         self._supplied: NDArray[np.int64] = NO_EVENTS
-        unchecked = bool(len(self._rows)) and self._rows[0, POSITION] == UNCHECKED_POSITION
-        self.repeatable = number or not unchecked
+
+    def __init__(self, ledger: Ledger, query: Query, *, number: bool = True) -> None:
         with ledger.lock:
-            self._book = book = ledger.open(query.user)
-            if not unchecked:
-                if len(self._rows):
-                    self._base = int(self._rows[0, POSITION])
-                    book.hold(self._rows)
-            elif number:
+            book = ledger.open(query.user)
+            self._begin(ledger, query, book)
+            if not len(self._rows):
+                return
+            if self._rows[0, POSITION] != UNCHECKED_POSITION:
+                self._base = int(self._rows[0, POSITION])
+                book.hold(self._base, self._rows.tolist())
+            elif not number:
+                self.repeatable = False
+            else:
                 self._numbered = True
                 if book.acknowledged is None:
                     book.waiting.append(self._number)
                 else:
                     self._number(book.next)
+
+    @classmethod
+    def resume(cls, ledger: Ledger, query: Query, book: Book, *, seen: int, number: bool) -> "Delivery":
+        """Go on alone with a call whose request went out together with others.
+
+        Args:
+            ledger, query: as the class's; rows that were numbered have their positions.
+            book: the user's, open.
+            seen: what it had as acknowledged when the request went out.
+            number: whether the client gave the positions.
+        """
+        self = cls.__new__(cls)
+        self._begin(ledger, query, book)
+        self._numbered, self._seen = number, seen
+        if not len(query.rows):
+            self._floor = seen
+        elif query.rows[0, POSITION] == UNCHECKED_POSITION:
+            self.repeatable = False
+        else:
+            self._base = int(query.rows[0, POSITION])
+        return self
 
     @property
     def user(self) -> str:
@@ -259,11 +284,7 @@ class Delivery:
         return rows
 
     def _note(self, book: Book, length: int) -> None:
-        """Note the log's length; who has waited for it gets numbers, in order."""
-        self._ledger.acknowledge(self.user, book, length)
-        waiting, book.waiting = book.waiting, []
-        for number in waiting:
-            number(book.next)
+        self._ledger.acknowledge(((self.user, book, length),))
 
     def _number(self, first: int) -> None:
         self._base = first
@@ -274,7 +295,7 @@ class Delivery:
             rows[:, POSITION] = np.arange(first, first + len(rows))
         self._rows = rows
         self._book.numbered = True
-        self._book.hold(rows)
+        self._book.hold(first, rows.tolist())
 
     def _finish(self, outputs: Mapping[str, Tensor], state: tuple[Status, int] | None = None) -> Prediction | Appended:
         query = self.query

@@ -8,7 +8,7 @@ same time would take the same ones.
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -69,17 +69,18 @@ class Book:
         """Held events that the server hasn't said it has."""
         return [event for event in self.held if event.position >= (self.acknowledged or 0)]
 
-    def hold(self, rows: NDArray[np.int64]) -> None:
-        """Keep numbered rows [n, 3]; those that are held already stay as they are."""
-        first = int(rows[0, 0])
+    def hold(self, first: int, rows: Sequence[Sequence[int]]) -> None:
+        """Keep events (…, item, time) from position `first` on; those that are held already stay as they are."""
+        held = self.held
         if self.acknowledged is not None and first > self.next:
             return  # the caller's own positions, past the log's end
-        if self.held and first > self.held[-1].position + 1:
+        past = held[-1].position + 1 if held else first
+        if first > past:
             if self.unacknowledged:
                 return  # those are worth more
-            self.held.clear()
-        past = self.held[-1].position + 1 if self.held else first
-        self.held.extend(Held(*row) for row in rows.tolist() if row[0] >= past)
+            held.clear()
+            past = first
+        held.extend([Held(first + place, row[1], row[2]) for place, row in enumerate(rows) if first + place >= past])
         self.next = max(self.next, first + len(rows))
 
     def find(self, start: int, stop: int) -> NDArray[np.int64] | None:
@@ -165,14 +166,23 @@ class Ledger:
         """The user's book if there is one, under the lock."""
         return self._books.get(user)
 
-    def acknowledge(self, user: str, book: Book, length: int) -> None:
-        """Note the server's length, under the lock; drops what is old, of all users."""
+    def acknowledge(self, answers: Iterable[tuple[str, Book, int]]) -> None:
+        """Note logs' lengths as a server gave them, under the lock: (user, book, length). Who has waited for one gets
+        numbers, in order. Drops what is old, of all users."""
         now = self.clock()
-        book.acknowledge(length, now)
-        if book.held:
-            self._warm[user] = None
-            self._warm.move_to_end(user)
-        before = now - self._resend_seconds
+        for user, book, length in answers:
+            book.acknowledge(length, now)
+            if book.waiting:
+                waiting, book.waiting = book.waiting, []
+                for number in waiting:
+                    number(book.next)
+            if book.held:
+                self._warm[user] = None
+                self._warm.move_to_end(user)
+        self._drop(now - self._resend_seconds)
+
+    def _drop(self, before: float) -> None:
+        """Drop events that were acknowledged before a moment."""
         while self._warm:
             oldest = next(iter(self._warm))
             other = self._books.get(oldest)

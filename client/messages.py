@@ -25,7 +25,7 @@ from longrec.errors import (
     ServerError,
     UnavailableError,
 )
-from longrec.protocol import INPUTS
+from longrec.protocol import INPUTS, PROTOCOL_VERSION
 
 __all__ = [
     "NOT_READY",
@@ -139,7 +139,7 @@ def model_info(answer: Any, url: str) -> ModelInfo:
     """What the server says of its model.
 
     Raises:
-        ProtocolError: its inputs aren't those of this library's protocol.
+        ProtocolError: its inputs, or the parameter protocol_version if it has one, aren't this library's.
     """
     config = answer.config
     expected = {(spec.name, DTYPES[_name(spec.dtype)], spec.dims) for spec in INPUTS}
@@ -154,6 +154,12 @@ def model_info(answer: Any, url: str) -> ModelInfo:
             "install the longrec of the server's version"
         )
     settings = {name: parameter.string_value for name, parameter in config.parameters.items()}
+    version = settings.get("protocol_version", str(PROTOCOL_VERSION))
+    if version != str(PROTOCOL_VERSION):
+        raise ProtocolError(
+            f"{url}, model {config.name}: expected protocol version {PROTOCOL_VERSION}, got {version[:20]}; "
+            "install the longrec of the server's version"
+        )
     versions = tuple(config.version_policy.specific.versions)
     return ModelInfo(config.name, versions, int(config.max_batch_size), settings)
 

@@ -1,16 +1,16 @@
-"""When and how often something is sent again: one budget a client, tenacity's loops. No gRPC here."""
+"""When and how often something is sent again: one budget a client, tenacity's rules. No gRPC and no waiting here."""
 
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 import tenacity
 
 from longrec.client.connection import Retry
 from longrec.errors import DeadlineError, ServerError, UnavailableError
 
-__all__ = ["Budget", "is_passing", "retry_arguments"]
+__all__ = ["ENDLESS", "Budget", "Retries", "is_passing"]
 
 # raised by the transport for what the server itself says of a request (INTERNAL and the like), exactly `ServerError`
 ENDLESS: Final = (UnavailableError, DeadlineError)
@@ -42,15 +42,37 @@ def is_passing(error: BaseException, attempts: int, retry: Retry) -> bool:
     return isinstance(error, ENDLESS) or (type(error) is ServerError and attempts < retry.attempts)
 
 
-def retry_arguments(retry: Retry, budget: Budget, seconds: float) -> dict[str, Any]:
-    """Arguments of `tenacity.Retrying` and `AsyncRetrying`: backoff with jitter, the budget, and the time left."""
-    backoff = tenacity.wait_random_exponential(retry.first_seconds, retry.most_seconds)
+class Retries:
+    """The retries of one request: backoff with jitter, the budget, and the time left.
 
-    def again(state: tenacity.RetryCallState) -> bool:
-        error = state.outcome.exception() if state.outcome else None
-        return error is not None and is_passing(error, state.attempt_number, retry)
+    Args:
+        retry, budget: of the client.
+        seconds: in which it must be answered.
+    """
 
-    def wait(state: tenacity.RetryCallState) -> float:
-        return max(backoff(state), budget.reserve())
+    def __init__(self, retry: Retry, budget: Budget, seconds: float) -> None:
+        backoff = tenacity.wait_random_exponential(retry.first_seconds, retry.most_seconds)
 
-    return {"retry": again, "wait": wait, "stop": tenacity.stop_before_delay(seconds), "reraise": True}
+        def again(state: tenacity.RetryCallState) -> bool:
+            error = state.outcome.exception() if state.outcome else None
+            return error is not None and is_passing(error, state.attempt_number, retry)
+
+        def wait(state: tenacity.RetryCallState) -> float:
+            return max(backoff(state), budget.reserve())
+
+        stop = tenacity.stop_before_delay(seconds)
+        self._rules = tenacity.Retrying(retry=again, wait=wait, stop=stop, reraise=True)
+        self._state = tenacity.RetryCallState(self._rules, None, (), {})
+        self._rules.begin()
+
+    def wait(self, failure: ServerError) -> float:
+        """Seconds before the next attempt.
+
+        Raises:
+            ServerError: the failure, where nothing more is tried.
+        """
+        self._state.set_exception((type(failure), failure, failure.__traceback__))
+        seconds = self._rules.iter(self._state)
+        assert isinstance(seconds, tenacity.DoSleep)
+        self._state.prepare_for_next_attempt()
+        return seconds

@@ -1,5 +1,5 @@
-"""A stream's bookkeeping without I/O: which request waits where, whose turn a result is. `stream.py` and
-`aio_stream.py` move the bytes and do the waiting.
+"""A stream's bookkeeping without I/O: which request waits where, whose turn a result is. `switchboard.py`
+knows the connections.
 
 A ticket is a request that the caller sent. Tickets of a user are delivered in the order in which they were sent; those
 of different users as their answers come. What was on a server that went away is sent again, to it or to another.
@@ -15,7 +15,7 @@ from longrec.client.fleet import Fleet
 from longrec.client.ledger import Ledger
 from longrec.client.transport import Answer
 from longrec.client.types import Appended, Prediction
-from longrec.errors import DeadlineError, ProtocolError, ServerError
+from longrec.errors import DeadlineError, MissingModelError, ProtocolError, ServerError
 
 __all__ = ["Result", "StreamCore", "Ticket"]
 
@@ -128,15 +128,17 @@ class StreamCore:
         return None
 
     def lose(self, server: int, error: ServerError) -> None:
-        """A server's connection is gone: what was on it is sent again, or fails where that might append twice."""
+        """A server's connection is gone: what was on it is sent again, or fails where that might append twice, or
+        can't help as the server lacks the model."""
         lost = [(id, ticket) for id, ticket in self._sent.items() if ticket.server == server]
         for id, _ in lost:
             del self._sent[id]
+        hopeless = isinstance(error, MissingModelError)
         for _, ticket in reversed(lost):
-            if ticket.delivery.repeatable:
+            if ticket.delivery.repeatable and not hopeless:
                 self._unsent.appendleft(ticket)
         for _, ticket in lost:
-            if not ticket.delivery.repeatable:
+            if hopeless or not ticket.delivery.repeatable:
                 self.settle(ticket, type(error)(str(error)))
 
     def expire(self, now: float, seconds: float, why: str) -> None:

@@ -36,6 +36,7 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
     requests: list[Any] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
     config: Any = field(default_factory=make_config)
+    descriptions: int = 0  # how often it was asked for its config
 
     @staticmethod
     def expected_items(length: int, k: int) -> list[int]:
@@ -68,6 +69,7 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
         return self.answers(users, request) if fault is None else fault(request, context)
 
     def ModelConfig(self, request: Any, context: grpc.ServicerContext) -> Any:
+        self.descriptions += 1
         if request.name != MODEL:
             context.abort(grpc.StatusCode.NOT_FOUND, "no such model")
         return service_pb2.ModelConfigResponse(config=self.config)

@@ -83,6 +83,8 @@ def test_send_waits_for_room_and_never_sends_more(url: str, servicer: Any) -> No
         message = "^no room for 1.0 s: 2 requests are in flight, of which 2 are answered and wait to be read; read them"
         with pytest.raises(ServerError, match=message):
             stream.send("c")
+        with pytest.raises(ArgumentError, match=r"^user"):  # said at once, not after a wait
+            stream.send("")
         assert [request.raw_input_contents[0][4:] for request in servicer.requests] == [b"a", b"b"]
         next(stream)
         stream.send("c")
