@@ -96,6 +96,15 @@ def test_a_run_is_not_evaluated_on_another_catalogue(run: Path, tmp_path: Path) 
         longrec("evaluate", run, tmp_path / "other")
 
 
+@pytest.mark.parametrize("kind", ["long-range", "purchases", "drift"])
+def test_made_data_is_trained_on(tmp_path: Path, kind: str) -> None:
+    longrec("data", "make", kind, "--users", 20, "--events", 60, "--distance", 10, "--out", tmp_path / "data")
+    options = ("--epochs", 1, "--dim", 8, "--layers", 1)
+    assert json.loads(longrec("train", tmp_path / "data", "--out", tmp_path / "run", *options, "--json"))["epochs"] == 1
+    with pytest.raises(ArgumentError, match="kind=walks: expected one of long-range"):
+        longrec("data", "make", "walks", "--out", tmp_path)
+
+
 def test_misfit_options_are_named(dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match="dim: expected"):
         longrec("train", dataset, "--out", tmp_path, "--dim", 7)
