@@ -48,7 +48,7 @@ def fetch_command(
 @data_app.command("import")
 def import_command(
     file: Annotated[
-        Path, typer.Argument(help="Interactions: .csv, .tsv, .parquet, .inter (RecBole), .dat (MovieLens ::).")
+        Path, typer.Argument(help="Interactions: .csv, .tsv, .parquet, .jsonl, .inter (RecBole), .dat (MovieLens ::).")
     ],
     out: Annotated[Path, typer.Option(help="Dataset folder to write.")],
     user: Annotated[str, typer.Option(help="Column of the user's key.")] = "user_id",
@@ -83,6 +83,34 @@ def import_command(
     names = read_titles(titles, TitleColumns(item, title, year)) if titles else None
     groups = read_categories(titles, item, categories) if titles and categories else None
     dataset = Dataset.from_interactions(file.stem, frame, names, groups)
+    dataset.save(out)
+    Console().print(_table(dataset, out))
+
+
+@data_app.command("make")
+def make_command(
+    kind: Annotated[str, typer.Argument(help="long-range, purchases or drift: docs/data.md.")],
+    out: Annotated[Path, typer.Option(help="Dataset folder to write.")],
+    users: Annotated[int, typer.Option(min=1, help="Histories.")] = 1000,
+    events: Annotated[int, typer.Option(min=1, help="drift: in all. purchases: of each user.")] = 100_000,
+    distance: Annotated[int, typer.Option(min=1, help="long-range: how far back the event that decides.")] = 300,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed makes the same data.")] = 0,
+) -> None:
+    """Make data whose rule is known.
+
+    Example: [bold]longrec data make drift --users 6000 --events 1000000 --out data/drift[/bold]
+    """
+    from longrec.datasets.synthetic import make_drift, make_long_range, make_purchases
+    from longrec.errors import ArgumentError
+
+    makers = {
+        "long-range": lambda: make_long_range(users, distance, seed=seed),
+        "purchases": lambda: make_purchases(users, events, seed=seed),
+        "drift": lambda: make_drift(users, events, seed=seed),
+    }
+    if kind not in makers:
+        raise ArgumentError(f"kind={kind}", f"one of {', '.join(makers)}")
+    dataset = makers[kind]()
     dataset.save(out)
     Console().print(_table(dataset, out))
 

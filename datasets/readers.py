@@ -1,7 +1,7 @@
 """Files of interactions and of item titles into frames of known columns. No indices, no order, no splits here.
 
-Formats: CSV and TSV with a header, Parquet, RecBole's atomic files (`.inter`, `.item`: tabs, header `name:type`), and
-MovieLens' `::` (`ratings.dat`, `movies.dat`: no header).
+Formats: CSV and TSV with a header, Parquet, JSON lines, RecBole's atomic files (`.inter`, `.item`: tabs, header
+`name:type`), and MovieLens' `::` (`ratings.dat`, `movies.dat`: no header).
 """
 
 from collections.abc import Mapping
@@ -10,6 +10,8 @@ from typing import Literal, NamedTuple
 
 import polars as pl
 
+from longrec.datasets.keys import key_text
+from longrec.datasets.text_files import misfit_row, read_json_lines
 from longrec.errors import ArgumentError, DataError
 
 __all__ = [
@@ -22,11 +24,13 @@ __all__ = [
     "read_titles",
 ]
 
-Format = Literal["csv", "tsv", "parquet", "recbole", "movielens"]
+Format = Literal["csv", "tsv", "parquet", "json", "recbole", "movielens"]
 FORMATS: Mapping[str, Format] = {
     ".csv": "csv",
     ".tsv": "tsv",
     ".parquet": "parquet",
+    ".jsonl": "json",
+    ".ndjson": "json",
     ".inter": "recbole",
     ".item": "recbole",
     ".dat": "movielens",
@@ -35,7 +39,8 @@ TIME_UNITS: Mapping[str, tuple[int, int]] = {"s": (1000, 1), "ms": (1, 1), "us":
 POSSIBLE_MS = (-62_135_596_800_000, 253_402_300_799_999)  # years 1 to 9999: milliseconds taken for seconds fall out
 MOVIELENS_INTERACTIONS = ("user_id", "item_id", "rating", "timestamp")
 MOVIELENS_TITLES = ("item_id", "movie_title", "genres")
-FIRST_ROW: Mapping[Format, int] = {"csv": 2, "tsv": 2, "parquet": 1, "recbole": 2, "movielens": 1}
+SEPARATORS: Mapping[Format, str] = {"csv": ",", "tsv": "\t", "recbole": "\t"}
+FIRST_ROW: Mapping[Format, int] = {"csv": 2, "tsv": 2, "parquet": 1, "json": 1, "recbole": 2, "movielens": 1}
 
 
 class InteractionColumns(NamedTuple):
@@ -67,7 +72,7 @@ def read_interactions(
         path: the file; its suffix names the format unless `kind` does.
         columns: which columns to take.
         time_unit: `s`, `ms` or `us` of a numeric time; dates and ISO 8601 text carry their own.
-        kind: csv, tsv, parquet, recbole or movielens.
+        kind: csv, tsv, parquet, json (lines), recbole or movielens.
 
     Returns:
         Columns `user` and `item` (String), `time_ms` (Int64, unix milliseconds), a row an interaction.
@@ -81,8 +86,8 @@ def read_interactions(
         raise ArgumentError(f"time_unit={time_unit}", "s, ms or us")
     kind = kind or _format_of(path)
     frame = _read_columns(path, kind, dict(zip(("user", "item", "time"), columns, strict=True)), MOVIELENS_INTERACTIONS)
-    text = pl.col("user", "item").cast(pl.String)
-    frame = frame.select(text, _milliseconds(frame["time"], time_unit).alias("time_ms"))
+    times = _milliseconds(frame["time"], time_unit).alias("time_ms")
+    frame = pl.DataFrame([key_text(frame["user"]), key_text(frame["item"]), times])
     for column, cells in ((columns.user, frame["user"]), (columns.item, frame["item"])):
         _require(path, kind, column, (cells.str.len_bytes() > 0).fill_null(False), "a value")
     expected = f"a time of the years 1 to 9999 (numbers are in {time_unit})"
@@ -103,7 +108,8 @@ def read_titles(
     """
     kind = kind or _format_of(path)
     wanted = {name: column for name, column in columns._asdict().items() if column is not None}
-    frame = _read_columns(path, kind, wanted, MOVIELENS_TITLES).with_columns(pl.all().cast(pl.String))
+    frame = _read_columns(path, kind, wanted, MOVIELENS_TITLES)
+    frame = frame.with_columns(key_text(frame["item"]), pl.all().exclude("item").cast(pl.String))
     _require(path, kind, columns.item, (frame["item"].str.len_bytes() > 0).fill_null(False), "a value")
     _require(path, kind, columns.item, frame["item"].is_first_distinct(), "an item that no earlier row has")
     title = pl.col("title").fill_null(pl.col("item"))
@@ -128,7 +134,7 @@ def read_categories(path: Path, item: str, categories: str, *, kind: Format | No
     if not isinstance(frame.schema["categories"], pl.List):
         cells = pl.col("categories").cast(pl.String)
         frame = frame.with_columns(cells.str.split(" " if kind == "recbole" else "|"))
-    frame = frame.with_columns(pl.col("item").cast(pl.String), pl.col("categories").cast(pl.List(pl.String)))
+    frame = frame.with_columns(key_text(frame["item"]), pl.col("categories").cast(pl.List(pl.String)))
     _require(path, kind, item, (frame["item"].str.len_bytes() > 0).fill_null(False), "a value")
     _require(path, kind, item, frame["item"].is_first_distinct(), "an item that no earlier row has")
     names = {key: [name.strip() for name in cell or () if name and name.strip()] for key, cell in frame.iter_rows()}
@@ -151,22 +157,27 @@ def _read_columns(path: Path, kind: Format, wanted: Mapping[str, str], movielens
     if not path.is_file():
         raise DataError(f"{path}: expected a file, found none")
     try:
-        frame = _read_frame(path, kind, movielens)
+        frame = _read_frame(path, kind, movielens, list(wanted.values()))
     except pl.exceptions.NoDataError:
         raise DataError(f"{path}: expected rows of data, the file is empty") from None
     except (pl.exceptions.PolarsError, OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: expected a {kind} file: {str(error).splitlines()[0]}") from None
+        place = misfit_row(path, SEPARATORS[kind]) if kind in SEPARATORS else ""
+        raise DataError(f"{path}: {place}expected a {kind} file: {str(error).splitlines()[0]}") from None
     for column in wanted.values():
         if column not in frame.columns:
             raise DataError(f"{path}: expected a column {column!r}, got {', '.join(frame.columns)}")
+        if f"{column}_duplicated_0" in frame.columns:
+            raise DataError(f"{path}: row 1: expected one column {column!r}, got several")
     if frame.is_empty():
         raise DataError(f"{path}: expected rows of data, got none")
     return frame.select(pl.col(column).alias(name) for name, column in wanted.items())
 
 
-def _read_frame(path: Path, kind: Format, movielens: tuple[str, ...]) -> pl.DataFrame:
+def _read_frame(path: Path, kind: Format, movielens: tuple[str, ...], columns: list[str]) -> pl.DataFrame:
     if kind == "parquet":
         return pl.read_parquet(path)
+    if kind == "json":
+        return read_json_lines(path, columns)
     if kind == "movielens":
         lines = pl.Series("line", path.read_text(encoding="latin-1").splitlines(), dtype=pl.String)
         return (
@@ -176,8 +187,9 @@ def _read_frame(path: Path, kind: Format, movielens: tuple[str, ...]) -> pl.Data
             ]
             .struct.unnest()
         )
-    separator = "," if kind == "csv" else "\t"
-    frame = pl.read_csv(path, separator=separator, infer_schema=False, quote_char='"' if kind != "recbole" else None)
+    frame = pl.read_csv(
+        path, separator=SEPARATORS[kind], infer_schema=False, quote_char='"' if kind != "recbole" else None
+    )
     return frame.rename(lambda name: name.rsplit(":", 1)[0]) if kind == "recbole" else frame
 
 

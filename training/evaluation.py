@@ -1,59 +1,35 @@
-"""Ranking quality of a network on held-out events: each user's whole past in, the rank of what came next out."""
+"""A network on held-out events: each user's whole past in, the rank of what came next and the best items out. What the
+ranks and lists are worth is computed in `metrics`."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from longrec import kernels
 from longrec.datasets import Dataset
-from longrec.errors import ArgumentError, CheckpointError
+from longrec.errors import CheckpointError
 from longrec.modeling import Transformer, gap_buckets
+from longrec.training.metrics import Metrics, ranking_metrics
 
-__all__ = ["Metrics", "evaluate", "history_gaps", "rank_targets", "ranking_metrics"]
+__all__ = ["Answers", "Metrics", "answer", "evaluate", "history_gaps", "rank_targets", "ranking_metrics"]
 
 BATCH_EVENTS = 8192
+SCORE_ELEMENTS = 1 << 24  # scores held at once: 64 MB in float32
 
 
-@dataclass(frozen=True)
-class Metrics:
-    """Means over users.
-
-    Args:
-        hr, ndcg: cutoff k -> share of users whose item is among the k best; -> 1 / log2(rank + 1) there, else 0.
-        mrr: 1 / rank over the whole catalogue.
-        users: how many.
-    """
-
-    hr: dict[int, float]
-    ndcg: dict[int, float]
-    mrr: float
-    users: int
-
-    def as_dict(self) -> dict[str, float]:
-        """Flat, with keys such as `hr@10`."""
-        named = {f"hr@{k}": value for k, value in self.hr.items()}
-        named |= {f"ndcg@{k}": value for k, value in self.ndcg.items()}
-        return {**named, "mrr": self.mrr, "users": self.users}
-
-
-def ranking_metrics(ranks: NDArray[np.int64], cutoffs: tuple[int, ...] = (5, 10, 20)) -> Metrics:
-    """Metrics of one relevant item a user.
+class Answers(NamedTuple):
+    """What a network says of E held-out events.
 
     Args:
-        ranks: [E] from 0 (best).
-        cutoffs: the k of HR@k and NDCG@k.
+        ranks: [E] int64 rank of the event's item in the whole catalogue, from 0.
+        lists: [E, k] int64 the best items, best first; -1 behind them where the catalogue has fewer than k.
     """
-    if not len(ranks):
-        raise ArgumentError("ranks", "at least one evaluated user", got="none")
-    gain = 1.0 / np.log2(ranks + 2.0)
-    return Metrics(
-        {k: float((ranks < k).mean()) for k in cutoffs},
-        {k: float(np.where(ranks < k, gain, 0.0).mean()) for k in cutoffs},
-        float((1.0 / (ranks + 1.0)).mean()),
-        len(ranks),
-    )
+
+    ranks: NDArray[np.int64]
+    lists: NDArray[np.int64]
 
 
 def rank_targets(scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -83,7 +59,6 @@ def history_gaps(dataset: Dataset, num_buckets: int) -> NDArray[np.int64]:
     return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
 
 
-@torch.no_grad()
 def evaluate(network: Transformer, dataset: Dataset, users: NDArray[np.int64], rows: NDArray[np.int64]) -> torch.Tensor:
     """Rank the item of each row among the whole catalogue, given all of its user's events before it.
 
@@ -99,10 +74,34 @@ def evaluate(network: Transformer, dataset: Dataset, users: NDArray[np.int64], r
     Returns:
         [E] int64 ranks, from 0.
     """
+    return torch.from_numpy(answer(network, dataset, users, rows, 0).ranks)
+
+
+@torch.no_grad()
+def answer(
+    network: Transformer, dataset: Dataset, users: NDArray[np.int64], rows: NDArray[np.int64], k: int
+) -> Answers:
+    """`evaluate`, and the k best items of each row; arguments as there, and k: 0..256."""
+    ranks = np.empty(len(rows), dtype=np.int64)
+    lists = np.empty((len(rows), k), dtype=np.int64)
+    at_once = max(1, SCORE_ELEMENTS // network.config.num_items)
+    for chosen, states in _states(network, dataset, users, rows):
+        targets = torch.from_numpy(dataset.items[rows[chosen]]).to(states.device)
+        for first in range(0, len(chosen), at_once):
+            part = slice(first, first + at_once)
+            ranks[chosen[part]] = rank_targets(network.scores(states[part]), targets[part]).cpu().numpy()
+            if k:
+                lists[chosen[part]] = kernels.catalogue_topk(states[part], network.item_table, k)[1].cpu().numpy()
+    return Answers(ranks, lists)
+
+
+def _states(
+    network: Transformer, dataset: Dataset, users: NDArray[np.int64], rows: NDArray[np.int64]
+) -> Iterator[tuple[NDArray[np.int64], torch.Tensor]]:
+    """Places in `rows` [C] and the states [C, dim] after all events before those rows, every place once."""
     device = network.item_table.device
     gaps = history_gaps(dataset, network.config.num_gap_buckets)
     begins = np.maximum(dataset.indptr[users], rows - network.config.receptive_field)
-    ranks = torch.empty(len(rows), dtype=torch.int64)
     for chosen in _batches(rows - begins):
         lengths = (rows - begins)[chosen]
         cu_seqlens = np.concatenate(([0], lengths.cumsum()))
@@ -115,10 +114,7 @@ def evaluate(network: Transformer, dataset: Dataset, users: NDArray[np.int64], r
             torch.from_numpy(cu_seqlens.astype(np.int32)).to(device),
         )
         newest = torch.from_numpy(np.where(lengths > 0, cu_seqlens[1:], 0)).to(device)  # 0: nothing before the target
-        states = torch.cat((network.start[None], hidden))[newest]
-        targets = torch.from_numpy(dataset.items[rows[chosen]]).to(device)
-        ranks[torch.from_numpy(chosen)] = rank_targets(network.scores(states), targets).cpu()
-    return ranks
+        yield chosen, torch.cat((network.start[None], hidden))[newest]
 
 
 def _batches(lengths: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:

@@ -72,11 +72,37 @@ def test_evaluation_reports_both_events_and_agrees_with_training(run: Path, data
     assert f"{figures['test']['ndcg@10']:.4f}" in longrec("evaluate", run, dataset)
 
 
+def test_groups_are_printed_and_drawn(run: Path, dataset: Path, tmp_path: Path) -> None:
+    options = ("--by", "history,popularity,cold", "--cold-events", 6, "--plots", tmp_path)
+    found = json.loads(longrec("evaluate", run, dataset, *options, "--json"))
+    assert {path.name for path in tmp_path.iterdir()} == {"history.png", "popularity.png", "cold.png"}
+    for by in ("history", "popularity"):
+        assert sum(group["users"] for group in found["by"][by]) == 30
+    cold = found["by"]["cold"][0]
+    assert cold["users"] == 12  # of 6 or 7 events, the last of which is the target
+    assert cold["metrics"]["mrr"]["low"] <= cold["metrics"]["mrr"]["mean"] <= cold["metrics"]["mrr"]["high"]
+    assert 0 < found["lists"]["test"]["coverage@10"] <= 1
+    assert "users, <= 6 events" in longrec("evaluate", run, dataset, *options)
+    with pytest.raises(ArgumentError, match="--by age: expected one of history, popularity, cold"):
+        longrec("evaluate", run, dataset, "--by", "age")
+    with pytest.raises(ArgumentError, match="--plots: expected groups"):
+        longrec("evaluate", run, dataset, "--plots", tmp_path)
+
+
 def test_a_run_is_not_evaluated_on_another_catalogue(run: Path, tmp_path: Path) -> None:
     (tmp_path / "other.csv").write_text("user_id,item_id,timestamp\nu,a,1\nu,b,2\nu,c,3\n")
     longrec("data", "import", tmp_path / "other.csv", "--out", tmp_path / "other")
     with pytest.raises(DataError, match="expected the 9 items"):
         longrec("evaluate", run, tmp_path / "other")
+
+
+@pytest.mark.parametrize("kind", ["long-range", "purchases", "drift"])
+def test_made_data_is_trained_on(tmp_path: Path, kind: str) -> None:
+    longrec("data", "make", kind, "--users", 20, "--events", 60, "--distance", 10, "--out", tmp_path / "data")
+    options = ("--epochs", 1, "--dim", 8, "--layers", 1)
+    assert json.loads(longrec("train", tmp_path / "data", "--out", tmp_path / "run", *options, "--json"))["epochs"] == 1
+    with pytest.raises(ArgumentError, match="kind=walks: expected one of long-range"):
+        longrec("data", "make", "walks", "--out", tmp_path)
 
 
 def test_misfit_options_are_named(dataset: Path, tmp_path: Path) -> None:

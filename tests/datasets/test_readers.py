@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
@@ -41,7 +42,12 @@ def parquet_file(folder: Path) -> Path:
     return folder / "a.parquet"
 
 
-@pytest.mark.parametrize("make", [csv_file, tsv_file, recbole_file, movielens_file, parquet_file])
+def json_file(folder: Path) -> Path:
+    rows = [{"user_id": user, "item_id": item, "timestamp": time, "more": [1]} for user, item, time in ROWS]
+    return write(folder / "a.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.mark.parametrize("make", [csv_file, tsv_file, recbole_file, movielens_file, parquet_file, json_file])
 def test_every_format_gives_the_same_rows_in_file_order(tmp_path: Path, make: Callable[[Path], Path]) -> None:
     frame = read_interactions(make(tmp_path))
     assert frame.rows() == EXPECTED
