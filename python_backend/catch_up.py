@@ -175,9 +175,8 @@ class CatchUp:
             for entry in _pop_until(part.work, stop):
                 found.append(entry)
                 places.append(end - stop + entry.after - 1)
-        last = torch.from_numpy(ends - 1).to(hidden.device)
-        pool.advance(rows, counts, events[ends - 1, 1], hidden.index_select(0, last))
-        return hidden.index_select(0, torch.tensor(places, dtype=torch.int64, device=hidden.device)), found
+        pool.advance(rows, counts, events[ends - 1, 1], _states(hidden, (ends - 1).tolist()))
+        return _states(hidden, places), found
 
     def _begin(self, after: int) -> int:
         """Where a memory begins that shall answer after so many events."""
@@ -215,8 +214,10 @@ def step_inputs(
     total = len(events)
     cu_seqlens = np.zeros(len(rows) + 1, np.int32)
     np.cumsum(counts, out=cu_seqlens[1:])
-    event_rows = np.repeat(rows, counts)
-    positions = np.repeat(pool.length[rows] - cu_seqlens[:-1], counts) + np.arange(total)
+    event_rows, positions = rows, pool.length[rows]
+    if total > len(rows):  # else one each
+        event_rows = np.repeat(rows, counts)
+        positions = np.repeat(positions - cu_seqlens[:-1], counts) + np.arange(total)
     pages = pool.pages(rows, counts)
     return StepInputs(
         items=np.minimum(events[:, 0], model.num_items),
@@ -228,6 +229,13 @@ def step_inputs(
         page_indices=pages.indices,
         lengths=(pool.length[rows] - pool.first[rows]).astype(np.int32),
     )
+
+
+def _states(hidden: torch.Tensor, places: list[int]) -> torch.Tensor:
+    """The states at these places; no copy where they are all of them, as in nearly every step."""
+    if places == list(range(len(hidden))):
+        return hidden
+    return hidden.index_select(0, torch.tensor(places, dtype=torch.int64, device=hidden.device))
 
 
 def _pop_until(work: Work, length: int) -> list[Entry]:
