@@ -24,6 +24,7 @@ from longrec.python_backend.work import Entry, Rows, Work
 
 __all__ = ["CatchUp", "Caught", "step_inputs"]
 
+NO_LENGTH = -1  # of a user without memory: goes on nowhere
 EXPERIENCE_EVENTS = 64  # a step of fewer says little of what a rebuild costs
 
 
@@ -78,7 +79,7 @@ class CatchUp:
         first_after, last_after = work.entries[0].after, work.entries[-1].after
         row = self._pool.row(work.user)
         if row != NO_ROW:
-            return last_after - self._usable(int(self._pool.length[row]), first_after)
+            return last_after - self._usable(self._pool.length.item(row), first_after)
         saved = self._saved(work)
         return last_after - (self._begin(first_after) if saved is None else saved.length)
 
@@ -107,7 +108,9 @@ class CatchUp:
             after = work.entries[0].after
             if row == NO_ROW and self._saved(work) is not None:
                 row = pool.restore(work.user)
-            start = self._begin(after) if row == NO_ROW else self._usable(int(pool.length[row]), after)
+            length = pool.length.item(row) if row != NO_ROW else NO_LENGTH
+            start = self._begin(after) if row == NO_ROW else self._usable(length, after)
+            goes_on = start == length  # where the memory ends
             if start == after:
                 found = _pop_until(work, after)
                 entries += found
@@ -121,9 +124,9 @@ class CatchUp:
             try:
                 if not work.holds(start, start + count):
                     num_read += count
-                    num_caught_up += count if row != NO_ROW and start == pool.length[row] else 0
+                    num_caught_up += count if goes_on else 0
                 part_rows = work.take(self.log, start, start + count)
-                if row == NO_ROW or start != pool.length[row]:
+                if not goes_on:
                     row = pool.open(work.user, start, self._time_before(work.user, start))
             except DataError as error:
                 failed += [(entry, error) for entry in work.entries]
@@ -175,9 +178,8 @@ class CatchUp:
             for entry in _pop_until(part.work, stop):
                 found.append(entry)
                 places.append(end - stop + entry.after - 1)
-        last = torch.from_numpy(ends - 1).to(hidden.device)
-        pool.advance(rows, counts, events[ends - 1, 1], hidden.index_select(0, last))
-        return hidden.index_select(0, torch.tensor(places, dtype=torch.int64, device=hidden.device)), found
+        pool.advance(rows, counts, events[ends - 1, 1], _states(hidden, (ends - 1).tolist()))
+        return _states(hidden, places), found
 
     def _begin(self, after: int) -> int:
         """Where a memory begins that shall answer after so many events."""
@@ -215,8 +217,10 @@ def step_inputs(
     total = len(events)
     cu_seqlens = np.zeros(len(rows) + 1, np.int32)
     np.cumsum(counts, out=cu_seqlens[1:])
-    event_rows = np.repeat(rows, counts)
-    positions = np.repeat(pool.length[rows] - cu_seqlens[:-1], counts) + np.arange(total)
+    event_rows, positions = rows, pool.length[rows]
+    if total > len(rows):  # else one each
+        event_rows = np.repeat(rows, counts)
+        positions = np.repeat(positions - cu_seqlens[:-1], counts) + np.arange(total)
     pages = pool.pages(rows, counts)
     return StepInputs(
         items=np.minimum(events[:, 0], model.num_items),
@@ -228,6 +232,13 @@ def step_inputs(
         page_indices=pages.indices,
         lengths=(pool.length[rows] - pool.first[rows]).astype(np.int32),
     )
+
+
+def _states(hidden: torch.Tensor, places: list[int]) -> torch.Tensor:
+    """The states at these places; no copy where they are all of them, as in nearly every step."""
+    if places == list(range(len(hidden))):
+        return hidden
+    return hidden.index_select(0, torch.tensor(places, dtype=torch.int64, device=hidden.device))
 
 
 def _pop_until(work: Work, length: int) -> list[Entry]:

@@ -84,7 +84,8 @@ class MemoryPool:
         self._used = np.full(rows, _UNUSED)
         self._clock = 0  # steps begun
         self._borrowed = np.zeros(rows, np.int32)  # leading pages of a fork that are the user's
-        self._tables = np.zeros((rows, self.pages_per_user), np.int32)
+        # by columns: an idle user has touched no more of it than the pages it holds, 4 bytes each
+        self._tables = np.zeros((self.pages_per_user, rows), np.int32).T
         self._rows: dict[bytes, int] = {}
         self._users: list[bytes | None] = [None] * rows
         self._free_rows = array("i", range(rows - 1, -1, -1))

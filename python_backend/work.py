@@ -39,7 +39,8 @@ class Entry:
     def new_rows(self) -> Rows:
         """The events that its append brought into the log."""
         assert self.outcome is not None
-        return self.query.events[self.outcome.skipped :]
+        skipped, events = self.outcome.skipped, self.query.events
+        return events[skipped:] if skipped else events
 
     @property
     def after(self) -> int:

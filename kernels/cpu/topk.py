@@ -46,9 +46,9 @@ def catalogue_topk_cpu(
         return hidden.new_empty(0, k, dtype=torch.float32), torch.empty(0, k, dtype=torch.int64)
     body, module = _body(items.dtype), jitted("topk_body")
     tiles = -(-num_rows // LANES)
-    lanes = hidden.new_zeros(tiles, dim, LANES, dtype=torch.float32)  # a row a lane
-    for tile, rows in enumerate(hidden.detach().split(LANES)):
-        lanes[tile, :, : len(rows)] = rows.T
+    rows = hidden.new_zeros(tiles * LANES, dim, dtype=torch.float32)
+    rows[:num_rows] = hidden.detach()
+    lanes = rows.view(tiles, LANES, dim).transpose(1, 2).contiguous()  # a row a lane
     scores = hidden.new_empty(num_rows, k, dtype=torch.float32)
     indices, heaps = (torch.empty(num_rows, k, dtype=torch.int64) for _ in range(2))
     whole = [None if mask is None else mask.long().contiguous() for mask in (seen_indices, categories)]
