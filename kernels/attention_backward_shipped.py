@@ -112,9 +112,11 @@ def configuration(part: str, tile: BackwardTile, target: int, dtype: str, head_d
                 constexprs[name] = None
         else:
             signature[name] = "fp32" if name in FLOATS else "i32"
+    expects = ["matrix"] if part != "rows" and dtype != "fp32" else []
     # a loop with a branch or another loop inside is not pipelined
-    pipelined = part == "key" or (part == "query" and "bias" not in features)
-    expects = (*(["matrix"] if part != "rows" and dtype != "fp32" else []), *(["async_copy"] if pipelined else []))
+    if part == "key" or (part == "query" and "bias" not in features):
+        # tf32's operands of 4 bytes can't be transposed as they leave shared memory, so they are as they enter it
+        expects.append("async_copy" if (part, dtype) == ("key", "fp32") else "wide_async_copy")
     return Shipped(
         kernel=f"segment_attention_backward.{part}",
         config=f"{dtype}-D{head_dim}-{variant}",
@@ -124,7 +126,7 @@ def configuration(part: str, tile: BackwardTile, target: int, dtype: str, head_d
         constexprs=constexprs,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
-        expects=expects,
+        expects=tuple(expects),
         maxnreg=MAX_REGISTERS,
         divisible=tuple(name for name in signature if name.startswith("stride_")),
         subset=(dtype, head_dim) == ("bf16", 64) and variant != "all",

@@ -161,7 +161,8 @@ def tiled_tile(shape: AttentionShape, target: int) -> Tile:
         if dim == 256:
             return Tile(64, 32, 8, 2)
         if loaded and dim <= 32 and shape.max_new >= 1024:
-            return Tile(128, 32, 8, 2)
+            # 16 dimensions of 32 keys among 8 warps would be copies of 4 bytes
+            return Tile(128, 32, 8, 2) if dim == 32 else Tile(64, 32, 4, 2)
         if small:
             return Tile(64, 64, 4, 2) if dim <= 64 else Tile(64, 64, 8, 2)
         if dim == 128:

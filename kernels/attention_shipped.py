@@ -73,7 +73,7 @@ def _configurations(target: int, config: str, dtype: torch.dtype, case: Attentio
         if max(case.new) > max(MIDDLE) and launch.arguments.get("SPLIT", True):
             continue  # a mixed batch's short users: the same as in the short cases
         part = "merge" if launch.fn is merge_kernel else "split" if launch.arguments["SPLIT"] else "tiled"
-        matrix: tuple[str, ...] = ("matrix", "async_copy") if part != "merge" else ()
+        matrix: tuple[str, ...] = ("matrix", "wide_async_copy") if part != "merge" else ()
         if part == "tiled" and dtype != torch.float32:
             matrix += ("wgmma", "tcgen05")
         constants = {

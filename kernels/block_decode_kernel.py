@@ -325,7 +325,7 @@ def shipped(target: int) -> Iterator[Shipped]:
                     num_warps=tile.num_warps,
                     num_stages=NUM_STAGES,
                     maxnreg=tile.max_registers,
-                    expects=("matrix", "async_copy"),
+                    expects=("matrix", "wide_async_copy"),
                     divisible=("hidden_dim", "k_page_stride", "v_page_stride"),
                     subset=dtype == torch.bfloat16 and (dim, group, block_b) in ((64, 1, 1), (64, 1, 4)),
                 )

@@ -23,14 +23,14 @@ from longrec.kernels.shipped import SHARED_BYTES_LIMIT, Shipped
 __all__ = ["INSTRUCTION_CLASSES", "CompileReport", "compile_kernel", "compile_shipped", "complaints"]
 
 # SASS opcodes by what they are for. tcgen05.mma is UTCHMMA (bf16, fp16, tf32), UTCQMMA (fp8), UTCIMMA (int8);
-# wgmma is HGMMA, QGMMA, IGMMA; mma.sync is HMMA, QMMA, IMMA, DMMA. Asynchronous copies of 4 bytes (plain LDGSTS) don't
-# count as such: they are not what pipelines a tile.
+# wgmma is HGMMA, QGMMA, IGMMA; mma.sync is HMMA, QMMA, IMMA, DMMA. Asynchronous copies of 4 bytes (plain LDGSTS)
+# may be those of a bias or a mask beside a tile that is not pipelined: only the wide ones prove that it is.
 INSTRUCTION_CLASSES: Mapping[str, tuple[str, ...]] = {
     "tcgen05": ("UTCHMMA", "UTCQMMA", "UTCIMMA", "UTCOMMA"),
     "wgmma": ("HGMMA", "QGMMA", "IGMMA"),
     "mma": ("HMMA", "QMMA", "IMMA", "DMMA", "OMMA"),
-    "async_copy": ("LDGSTS.64", "LDGSTS.128", "UTMALDG", "UBLKCP"),
-    "narrow_copy": ("LDGSTS",),
+    "async_copy": ("LDGSTS", "LDGSTS.64", "LDGSTS.128", "UTMALDG", "UBLKCP"),
+    "wide_async_copy": ("LDGSTS.64", "LDGSTS.128", "UTMALDG", "UBLKCP"),
     "local_memory": ("LDL", "STL"),
     "global_load": ("LDG", "LDG.64", "LDG.128"),
 }

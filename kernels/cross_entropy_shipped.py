@@ -78,7 +78,7 @@ def configuration(part: str, tile: Tile, target: int, dtype: str, dim: int, samp
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
         maxnreg=MAX_REGISTERS,
-        expects=("matrix", *(("async_copy",) if pipelined else ())) if multiplies else (),
+        expects=("matrix", *(("wide_async_copy",) if pipelined else ())) if multiplies else (),
         divisible=() if dim % 16 else ("hidden_stride", "items_stride"),
         subset=(dtype, dim) == ("bf16", 64),
     )

@@ -14,7 +14,7 @@ Holds the types only; `longrec.kernels.bench` compiles and counts what they name
                 constexprs={"HEAD_DIM": head_dim, "BLOCK_M": tile.block_m},
                 num_warps=tile.num_warps,
                 num_stages=tile.num_stages,
-                expects=("matrix", "async_copy"),
+                expects=("matrix", "wide_async_copy"),
                 subset=head_dim == 64,
             )
 
@@ -70,7 +70,7 @@ class Shipped(NamedTuple):
         constexprs: argument name -> value.
         num_warps, num_stages: of the launch.
         expects: classes of instructions that must appear: "matrix" (any matrix instruction), "wgmma" (on sm_90 only),
-            "tcgen05" (on sm_100 only), "async_copy".
+            "tcgen05" (on sm_100 only), "async_copy", "wide_async_copy" (8 bytes or more at a time).
         divisible: integer arguments that are multiples of 16 in every launch.
         subset: compiled in CI, which does a few of each kernel.
         maxnreg: register cap of the launch, if any.

@@ -349,7 +349,7 @@ def _shipped_scan(target: int, dtype: str, dim: int, num_rows: int, masked: bool
         constexprs=constexprs
         | {"ROWS": tile.rows, "BLOCK_N": tile.block_n, "CAPACITY": plan.capacity, "PRECISION": tile.precision},
         num_stages=tile.num_stages,
-        expects=(("matrix",) if size == 2 else ()) + (("async_copy",) if aligned else ()),
+        expects=(("matrix",) if size == 2 else ()) + (("wide_async_copy",) if aligned else ()),
         **common,
     )
     if not masked:

@@ -66,7 +66,7 @@ def test_reports_are_what_the_assembler_made_of_a_kernel(tmp_path):
     for name in ("80-64", "90-64", "100-64"):
         assert reports[name].stack_bytes == 0
         assert reports[name].shared_bytes >= 2 * (128 + 64) * 64 * 2  # two of the three stages, at least
-        assert reports[name].count("async_copy") > 0
+        assert reports[name].count("wide_async_copy") > 0
         assert 32 <= reports[name].registers <= 255
     spilt = reports["80-256"]  # 256 float32 sums a thread can't be held in 255 registers
     assert spilt.stack_bytes > 0
@@ -83,7 +83,7 @@ def test_a_process_that_interprets_does_not_compile():
     ("changed_entry", "changed_report", "said"),
     [
         ({}, {}, []),
-        ({"expects": ("matrix", "wgmma", "tcgen05", "async_copy")}, {}, []),
+        ({"expects": ("matrix", "wgmma", "tcgen05", "wide_async_copy")}, {}, []),
         ({}, {"stack_bytes": 8}, ["8 stack bytes"]),
         ({"target": 89}, {"shared_bytes": 120_000}, ["120000 shared bytes > 101376"]),
         ({"num_warps": 16}, {"registers": 200}, ["200 registers x 512 threads > 65536"]),
@@ -93,7 +93,8 @@ def test_a_process_that_interprets_does_not_compile():
             {"instructions": {}},
             ["no matrix instruction", "no async_copy instruction"],
         ),
-        ({"expects": ("async_copy",)}, {"instructions": {"LDGSTS": 4}}, ["no async_copy instruction"]),  # 4 bytes each
+        ({"expects": ("async_copy",)}, {"instructions": {"LDGSTS": 4}}, []),
+        ({"expects": ("wide_async_copy",)}, {"instructions": {"LDGSTS": 4}}, ["no wide_async_copy instruction"]),
         ({"target": 100, "expects": ("tcgen05",)}, {}, ["no tcgen05 instruction"]),
     ],
 )
