@@ -2,13 +2,13 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from longrec.config import ModelConfig, TrainConfig, parse_config
+from longrec.config import Family, ModelConfig, TrainConfig, parse_config
 
 __all__ = ["train"]
 
@@ -26,6 +26,9 @@ def train(
     learning_rate: Annotated[float, typer.Option(help="Peak rate.")] = TRAINING["learning_rate"].default,
     dropout: Annotated[float, typer.Option(help="0 to 1.")] = TRAINING["dropout"].default,
     batch_events: Annotated[int, typer.Option(help="Events of one step.")] = TRAINING["batch_events"].default,
+    family: Annotated[str, typer.Option(help=f"Kind of network: {', '.join(get_args(Family))}.")] = MODEL[
+        "family"
+    ].default,
     dim: Annotated[int, typer.Option(help="Width of the network.")] = MODEL["dim"].default,
     layers: Annotated[int, typer.Option(help="Blocks of the network.")] = MODEL["num_layers"].default,
     window: Annotated[int, typer.Option(help="Events that a layer looks back, its own included.")] = MODEL[
@@ -56,7 +59,7 @@ def train(
     }
     config = parse_config(TrainConfig, options, "longrec train")
     data = Dataset.load(dataset)
-    shape = {"num_items": len(data.catalogue), "dim": dim, "num_layers": layers, "window": window}
+    shape = {"num_items": len(data.catalogue), "family": family, "dim": dim, "num_layers": layers, "window": window}
     model = parse_config(ModelConfig, shape, "longrec train")
     console = Console(stderr=as_json)
     with ProgressBar(console) as bar, TensorBoard(out / "tensorboard") as board:
