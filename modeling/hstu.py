@@ -70,9 +70,9 @@ class Block(nn.Module):
             index,
             self.config.window,
             kind="silu",
-            position_bias=kernels.PositionBias(self.position_table, POSITION_BITS),
+            position_bias=kernels.PositionBias(_exact(self.position_table), POSITION_BITS),
             time_bias=kernels.TimeBias(
-                self.time_table,
+                _exact(self.time_table),
                 TIME_BITS,
                 events.seconds,
                 events.seconds,
@@ -80,6 +80,11 @@ class Block(nn.Module):
             ),
         )
         return x + self.dropout(self.out(self.out_norm(out.flatten(1)) * u.flatten(1)))  # type: ignore[no-any-return]
+
+
+def _exact(table: Tensor) -> Tensor:
+    """Of a network in half precision too, as kernels take bias tables."""
+    return table.float() if table.dtype.itemsize < torch.float32.itemsize else table
 
 
 def _num_buckets(longest: int, fraction_bits: int) -> int:

@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from longrec import kernels
 from longrec.catalogue import Catalogue
 from longrec.checkpoint import load_checkpoint
 from longrec.config import ModelConfig, parse_config
 from longrec.errors import ArgumentError, CheckpointError
+from longrec.kernels.attention import segment_attention_with_gradient
 from longrec.modeling import FAMILIES, Events, Network, Transformer, build_network, load_network, load_run, save_run
 from longrec.modeling.seq2seq import Seq2Seq
 
@@ -163,3 +165,26 @@ def test_seq2seq_emits_steps_one_after_the_other() -> None:
     states = net.decode(encoded, batch.counts, emitted[:, :2])
     assert torch.equal(net.scores(states).argmax(-1), emitted)
     torch.testing.assert_close(states[:, 0], net.last_states(batch), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("family", ["transformer_xl", "hstu"])
+def test_a_gpu_s_kernels_take_what_a_family_hands_them(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """States over a memory and their gradients, by the kernels (here in the interpreter) and by the reference."""
+    net = network(family, num_layers=1, dim=32, num_heads=2, num_kv_heads=1, window=5).float()
+    batch = events(9, 6)
+    past, new = (
+        batch.take(torch.tensor(rows), torch.tensor(counts))
+        for rows, counts in (([0, 1, 2, 3, 9, 10], [4, 2]), ([4, 5, 6, 7, 8, 11, 12, 13, 14], [5, 4]))
+    )
+    found = []
+    for operator in (kernels.segment_attention, segment_attention_with_gradient):
+        monkeypatch.setattr(kernels, "segment_attention", operator)
+        _, memory = net.step(past, net.new_memory(2))
+        states, _ = net.step(new, memory)
+        net.zero_grad()
+        states.square().sum().backward()
+        found.append([states.detach(), *(weight.grad for weight in net.parameters() if weight.grad is not None)])
+    assert len(found[0]) == len(list(net.parameters()))  # all but the start state, and the states
+    for theirs, ours in zip(*found, strict=True):
+        assert theirs is not None
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
