@@ -97,8 +97,11 @@ def test_every_family_is_trained_and_evaluated_and_not_served_before_it_can_be(
     family: str, dataset: Path, tmp_path: Path
 ) -> None:
     options = ("--epochs", 2, "--dim", 8, "--layers", 1, "--window", 8, "--batch-events", 64, "--family", family)
+    options += ("--sequence-length", 3, "--horizon", 3)
     trained = json.loads(longrec("train", dataset, "--out", tmp_path / "run", *options, "--json"))
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["model"]["family"] == family
+    assert trained["config"]["sequence_length"] == 3
+    model = json.loads((tmp_path / "run" / "config.json").read_text())["model"]
+    assert (model["family"], model["horizon"]) == (family, 3)
     figures = json.loads(longrec("evaluate", tmp_path / "run", dataset, "--json"))
     assert figures["validation"]["ndcg@10"] == pytest.approx(trained["validation"]["ndcg@10"])
     with pytest.raises(CheckpointError, match=f"family: expected transformer, .* got {family}"):
