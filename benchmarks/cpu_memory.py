@@ -14,7 +14,8 @@ import torch
 from longrec.datasets import Dataset
 from longrec.datasets.split import leave_one_out
 from longrec.modeling import ServingMemory, Transformer, load_network, memory_layout
-from longrec.training.evaluation import history_gaps, rank_targets, ranking_metrics
+from longrec.training.evaluation import rank_targets, ranking_metrics
+from longrec.training.inputs import history_gaps
 
 PAGE_SIZE, CHUNK = 32, 64
 

@@ -38,7 +38,7 @@ def evaluate(
     """
     from longrec.datasets import Dataset, leave_one_out
     from longrec.errors import ArgumentError, DataError
-    from longrec.modeling import load_network
+    from longrec.modeling import load_run
     from longrec.training import answer, ranking_metrics
     from longrec.training.evaluation_report import GROUPINGS, group_figures, list_figures, training_counts
 
@@ -48,7 +48,7 @@ def evaluate(
             raise ArgumentError(f"--by {name}", f"one of {', '.join(GROUPINGS)}")
     if plots and not names:
         raise ArgumentError("--plots", "groups to draw", got="no --by", remedy="say --by history, for example")
-    network, checkpoint = load_network(run)
+    network, checkpoint = load_run(run)
     data = Dataset.load(dataset)
     if list(data.catalogue.ids) != list(checkpoint.catalogue.ids):
         raise DataError(

@@ -2,13 +2,13 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from longrec.config import ModelConfig, TrainConfig, parse_config
+from longrec.config import Family, ModelConfig, TrainConfig, parse_config
 
 __all__ = ["train"]
 
@@ -26,11 +26,18 @@ def train(
     learning_rate: Annotated[float, typer.Option(help="Peak rate.")] = TRAINING["learning_rate"].default,
     dropout: Annotated[float, typer.Option(help="0 to 1.")] = TRAINING["dropout"].default,
     batch_events: Annotated[int, typer.Option(help="Events of one step.")] = TRAINING["batch_events"].default,
+    sequence_length: Annotated[
+        int, typer.Option(help="Most events of a piece of a history; of a segment, where the family carries a memory.")
+    ] = TRAINING["sequence_length"].default,
+    family: Annotated[str, typer.Option(help=f"Kind of network: {', '.join(get_args(Family))}.")] = MODEL[
+        "family"
+    ].default,
     dim: Annotated[int, typer.Option(help="Width of the network.")] = MODEL["dim"].default,
     layers: Annotated[int, typer.Option(help="Blocks of the network.")] = MODEL["num_layers"].default,
     window: Annotated[int, typer.Option(help="Events that a layer looks back, its own included.")] = MODEL[
         "window"
     ].default,
+    horizon: Annotated[int, typer.Option(help="Steps that seq2seq emits.")] = MODEL["horizon"].default,
     as_json: Annotated[bool, typer.Option("--json", help="Print figures as JSON instead of a table.")] = False,
 ) -> None:
     """Train a network on a dataset's histories, and keep the weights that rank the validation events best.
@@ -53,10 +60,18 @@ def train(
         "learning_rate": learning_rate,
         "dropout": dropout,
         "batch_events": batch_events,
+        "sequence_length": sequence_length,
     }
     config = parse_config(TrainConfig, options, "longrec train")
     data = Dataset.load(dataset)
-    shape = {"num_items": len(data.catalogue), "dim": dim, "num_layers": layers, "window": window}
+    shape = {
+        "num_items": len(data.catalogue),
+        "family": family,
+        "dim": dim,
+        "num_layers": layers,
+        "window": window,
+        "horizon": horizon,
+    }
     model = parse_config(ModelConfig, shape, "longrec train")
     console = Console(stderr=as_json)
     with ProgressBar(console) as bar, TensorBoard(out / "tensorboard") as board:

@@ -7,8 +7,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from longrec.errors import ArgumentError
 
-__all__ = ["EngineConfig", "ModelConfig", "TrainConfig", "parse_config"]
+__all__ = ["EngineConfig", "Family", "ModelConfig", "TrainConfig", "parse_config"]
 
+Family = Literal["transformer", "transformer_xl", "hstu", "gru", "lstm", "bert4rec", "seq2seq"]
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -22,17 +23,21 @@ class ModelConfig(_Config):
 
     Args:
         num_items: size of the catalogue.
+        family: the kind of network (docs/models.md); those that don't use a field below ignore it.
         dim: width of the residual stream.
-        num_layers: blocks.
-        num_heads: query heads; head_dim is dim / num_heads.
-        num_kv_heads: key/value heads; a divisor of num_heads (grouped-query attention).
-        hidden_dim: width of the gated feed-forward.
-        window: events that an event may attend to in a layer, itself included.
-        rotary_base: base of the rotary frequencies.
+        num_layers: blocks, or recurrent layers; of seq2seq, in encoder and decoder each.
+        num_heads: query heads; head_dim is dim / num_heads. Not gru, lstm.
+        num_kv_heads: key/value heads; a divisor of num_heads (grouped-query attention). Not gru, lstm.
+        hidden_dim: width of the gated feed-forward; of gru and lstm, of the state. Not hstu.
+        window: events that an event may attend to in a layer, itself included; of bert4rec and seq2seq, that are
+            encoded. Not gru, lstm.
+        rotary_base: base of the rotary frequencies, and of transformer_xl's sinusoids.
         num_gap_buckets: log2 buckets of the seconds since the previous event.
+        horizon: steps that seq2seq emits.
     """
 
     num_items: Positive
+    family: Family = "transformer"
     dim: Positive = 64
     num_layers: Positive = 2
     num_heads: Positive = 2
@@ -41,6 +46,7 @@ class ModelConfig(_Config):
     window: Positive = 256
     rotary_base: Annotated[float, Field(gt=1.0)] = 10_000.0
     num_gap_buckets: Annotated[int, Field(ge=2)] = 32
+    horizon: Positive = 2
 
     @property
     def head_dim(self) -> int:
@@ -49,8 +55,18 @@ class ModelConfig(_Config):
 
     @property
     def receptive_field(self) -> int:
-        """Newest events that can reach an answer: L (W - 1) + 1."""
+        """Newest events that can reach an answer through windowed attention in each layer: L (W - 1) + 1.
+
+        Of other families ask `reach`.
+        """
         return self.num_layers * (self.window - 1) + 1
+
+    @property
+    def reach(self) -> int | None:
+        """Newest events that can reach an answer; None: all of a history."""
+        if self.family in ("gru", "lstm"):
+            return None
+        return self.window if self.family in ("bert4rec", "seq2seq") else self.receptive_field
 
     @model_validator(mode="after")
     def _fits(self) -> "ModelConfig":
@@ -67,7 +83,8 @@ class TrainConfig(_Config):
     """How a network is trained.
 
     Args:
-        sequence_length: most events of a packed sequence; longer histories are cut anew each epoch.
+        sequence_length: most events of a packed sequence; longer histories are cut anew each epoch. Bert4rec and
+            seq2seq take the window instead.
         batch_events: events of one optimiser step.
         epochs: passes over the data; the cosine schedule ends with the last.
         max_seconds: training gets as many of the epochs as fit into this time, with the schedule scaled to them; as
@@ -75,6 +92,7 @@ class TrainConfig(_Config):
         learning_rate: peak of the schedule. weight_decay, warmup_steps, clip_norm: as usual.
         dropout: in the network.
         item_dropout: share of the input items that are replaced by the unknown item.
+        mask_share: share of the items that bert4rec masks.
         label_smoothing: probability that the target spreads over the catalogue.
         validate_every: epochs from one validation to the next; the last is always validated.
         seed: of weights, dropout and order; the same seed on the same machine gives the same weights.
@@ -90,6 +108,7 @@ class TrainConfig(_Config):
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
     dropout: Fraction = 0.3
     item_dropout: Fraction = 0.05
+    mask_share: Fraction = 0.2
     label_smoothing: Fraction = 0.1
     validate_every: Positive = 2
     seed: Annotated[int, Field(ge=0)] = 0

@@ -12,13 +12,15 @@ from longrec.catalogue import Catalogue
 from longrec.checkpoint import WEIGHTS, Checkpoint, load_checkpoint, save_checkpoint
 from longrec.config import ModelConfig
 from longrec.errors import CheckpointError
+from longrec.modeling.families import build_network
+from longrec.modeling.network import Network
 from longrec.modeling.transformer import Transformer
 
-__all__ = ["load_network", "save_run"]
+__all__ = ["load_network", "load_run", "save_run"]
 
 
 def save_run(
-    folder: Path, network: Transformer, config: ModelConfig, catalogue: Catalogue, training: Mapping[str, Any]
+    folder: Path, network: Network, config: ModelConfig, catalogue: Catalogue, training: Mapping[str, Any]
 ) -> None:
     """Write `network` as a checkpoint.
 
@@ -34,6 +36,21 @@ def save_run(
 
 
 def load_network(folder: Path) -> tuple[Transformer, Checkpoint]:
+    """`load_run`, of a family that the server can serve.
+
+    Raises:
+        CheckpointError: as `load_run`, and for another family.
+    """
+    network, checkpoint = load_run(folder)
+    if not isinstance(network, Transformer):
+        raise CheckpointError(
+            f"{folder}: family: expected transformer, the one that can be served so far, got "
+            f"{checkpoint.config.family}; train with --family transformer to serve"
+        )
+    return network, checkpoint
+
+
+def load_run(folder: Path) -> tuple[Network, Checkpoint]:
     """Read a checkpoint and build its network, in evaluation mode on the CPU.
 
     Raises:
@@ -42,7 +59,7 @@ def load_network(folder: Path) -> tuple[Transformer, Checkpoint]:
     """
     checkpoint = load_checkpoint(folder)
     with torch.device("meta"), _Undrawn():  # neither stores nor draws weights that are replaced at once
-        network = Transformer(checkpoint.config)
+        network = build_network(checkpoint.config)
     expected = network.state_dict()
     for kind, names in (
         ("missing", expected.keys() - checkpoint.weights.keys()),

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["gap_buckets", "ragged_gap_buckets"]
+__all__ = ["gap_buckets", "ragged_gap_buckets", "seconds"]
 
 
 def gap_buckets(times_ms: NDArray[np.int64], previous_ms: int | None, num_buckets: int) -> NDArray[np.int64]:
@@ -50,3 +50,8 @@ def ragged_gap_buckets(
     buckets: NDArray[np.int64] = 1 + np.minimum(np.floor(np.log2(1.0 + seconds)).astype(np.int64), num_buckets - 2)
     buckets[starts[previous_ms < 0]] = 0
     return buckets
+
+
+def seconds(times_ms: NDArray[np.int64]) -> NDArray[np.int32]:
+    """Unix seconds of unix milliseconds, as int32, which wraps in 2038: only differences are used."""
+    return (times_ms // 1000).astype(np.int32)

@@ -4,15 +4,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from longrec.modeling.features import gap_buckets
-from longrec.modeling.transformer import Transformer
+from longrec.modeling.events import Events
+from longrec.modeling.features import gap_buckets, seconds
+from longrec.modeling.network import Network
 
 __all__ = ["recompute_scores"]
 
 
 @torch.inference_mode()
 def recompute_scores(
-    network: Transformer, items: NDArray[np.int64], times_ms: NDArray[np.int64], after: NDArray[np.int64]
+    network: Network, items: NDArray[np.int64], times_ms: NDArray[np.int64], after: NDArray[np.int64]
 ) -> NDArray[np.float32]:
     """Scores of the whole catalogue after the first `after[q]` events of one user's history.
 
@@ -30,8 +31,10 @@ def recompute_scores(
         inputs = (
             np.minimum(items, config.num_items),
             gap_buckets(times_ms, None, config.num_gap_buckets),
+            seconds(times_ms),
             np.arange(len(items)),
             np.array([0, len(items)], np.int32),
         )
-        hidden = torch.cat((hidden, network(*(torch.from_numpy(array).to(device) for array in inputs))))
+        events = Events(*(torch.from_numpy(array).to(device) for array in inputs))
+        hidden = torch.cat((hidden, network.states(events)))
     return network.scores(hidden[torch.from_numpy(after).to(device)]).cpu().numpy()

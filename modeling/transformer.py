@@ -1,93 +1,36 @@
 """The causal transformer over events: pre-norm, rotary, windowed grouped-query attention over paged memory, gated
 feed-forward, scores tied to the item table. Neither losses nor the management of pages live here."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
-
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from longrec import kernels
 from longrec.config import ModelConfig
+from longrec.modeling.events import Events
+from longrec.modeling.layers import NORM_EPS, Dropout
+from longrec.modeling.paged import PagedNetwork
+from longrec.modeling.serving_memory import ServingMemory
 
 __all__ = ["ServingMemory", "Transformer"]
 
-INIT_STD = 0.02
-NORM_EPS = 1e-6
 
-
-class ServingMemory(NamedTuple):
-    """The users' cached past in every layer, and where the new events are written.
-
-    Args:
-        k_pages, v_pages: one [P, S, Hkv, D] a layer; the forward pass writes the new events' rows in place.
-        page_indptr: [B + 1] int32; page_indices: [N] int32; lengths: [B] int32, as in `kernels.PagedMemory`: the
-            events before the new ones.
-        slots: [T] int64, page * S + place of each new event; -1: not written.
-        max_new, max_memory: upper bounds, for every user, of new events and of events in memory, which size a GPU's
-            launches; None: T and the page table's size stand in.
-        k_scales, v_scales: one [P, S, Hkv] float32 a layer, for int8 pages (`memory_layout`); else None.
-    """
-
-    k_pages: Sequence[Tensor]
-    v_pages: Sequence[Tensor]
-    page_indptr: Tensor
-    page_indices: Tensor
-    lengths: Tensor
-    slots: Tensor
-    max_new: int | None = None
-    max_memory: int | None = None
-    k_scales: Sequence[Tensor] | None = None
-    v_scales: Sequence[Tensor] | None = None
-
-    def layer(self, index: int) -> kernels.PagedMemory:
-        """The past as layer `index` sees it."""
-        scales = (self.k_scales, self.v_scales)
-        return kernels.PagedMemory(
-            self.k_pages[index],
-            self.v_pages[index],
-            self.page_indptr,
-            self.page_indices,
-            self.lengths,
-            *(None if scale is None else scale[index] for scale in scales),
-        )
-
-
-class Transformer(nn.Module):
+class Transformer(PagedNetwork):
     """Next-item network (Kang & McAuley, SASRec, 2018, with the blocks of Touvron et al., LLaMA, 2023).
 
     Args:
         config: shape.
         dropout: probability at the embedding and at both branches of every block; only while training.
-
-    Attributes:
-        start: [dim], the hidden state that stands before a user's first event: `scores(start)` rank the first item.
     """
 
     def __init__(self, config: ModelConfig, *, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.config = config
-        self.items = nn.Embedding(config.num_items + 1, config.dim)  # the last row: an item that isn't in the catalogue
-        self.gaps = nn.Embedding(config.num_gap_buckets, config.dim)
+        super().__init__(config, dropout=dropout)
         self.blocks = nn.ModuleList(Block(config, dropout) for _ in range(config.num_layers))
         self.norm = nn.RMSNorm(config.dim, eps=NORM_EPS)
-        self.start = nn.Parameter(torch.empty(config.dim))
-        self.dropout = Dropout(dropout)
         self.reset_parameters()
 
-    def reset_parameters(self) -> None:
-        """Draw the weights anew, from torch's default generator."""
-        for name, weight in self.named_parameters():
-            if weight.ndim > 1 or name == "start":
-                nn.init.normal_(weight, std=INIT_STD)
-            else:
-                nn.init.ones_(weight)
-
-    @property
-    def item_table(self) -> Tensor:
-        """[num_items, dim]: the scores of a hidden state are its inner products with these rows."""
-        return self.items.weight[:-1]
+    def run(self, events: Events, memory: ServingMemory | None) -> Tensor:
+        """As `PagedNetwork.run`."""
+        return self.forward(events.items, events.gaps, events.positions, events.cu_seqlens, memory)
 
     def forward(
         self,
@@ -149,26 +92,6 @@ class Transformer(nn.Module):
             and memory.k_pages[0].dtype == x.dtype
             and kernels.block_decode_fits(config.dim, *heads, page_size, x.dtype)
         )
-
-    def scores(self, hidden: Tensor) -> Tensor:
-        """[..., dim] -> [..., num_items]: the logits of the next item."""
-        return hidden @ self.item_table.T
-
-
-class Dropout(nn.Module):
-    """`nn.Dropout`, but the mask is a comparison with uniform numbers: torch draws Bernoulli numbers one by one on the
-    CPU, 3.7 ms for [4096, 64] where this takes 1.1, and a step of two layers has five of them."""
-
-    def __init__(self, probability: float) -> None:
-        super().__init__()
-        self.probability = probability
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Zero each element with the probability, and scale the others so that the mean stays."""
-        if not self.training or self.probability == 0.0:
-            return x
-        kept = torch.rand_like(x) >= self.probability
-        return x * kept.to(x.dtype).mul_(1.0 / (1.0 - self.probability))
 
 
 class Block(nn.Module):

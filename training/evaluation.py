@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from longrec import kernels
 from longrec.datasets import Dataset
 from longrec.errors import CheckpointError
-from longrec.modeling import Transformer, gap_buckets
+from longrec.modeling import Events, Network
+from longrec.training.inputs import EventTable
 from longrec.training.metrics import Metrics, ranking_metrics
 
-__all__ = ["Answers", "Metrics", "answer", "evaluate", "history_gaps", "rank_targets", "ranking_metrics"]
+__all__ = ["Answers", "Metrics", "answer", "evaluate", "rank_targets", "ranking_metrics"]
 
 BATCH_EVENTS = 8192
 SCORE_ELEMENTS = 1 << 24  # scores held at once: 64 MB in float32
@@ -52,18 +53,11 @@ def rank_targets(scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return ahead.sum(1)
 
 
-def history_gaps(dataset: Dataset, num_buckets: int) -> NDArray[np.int64]:
-    """[n] gap bucket of every event of the dataset, each user's history from its own beginning."""
-    starts, ends = dataset.indptr[:-1].tolist(), dataset.indptr[1:].tolist()
-    parts = [gap_buckets(dataset.times_ms[a:b], None, num_buckets) for a, b in zip(starts, ends, strict=True)]
-    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
-
-
-def evaluate(network: Transformer, dataset: Dataset, users: NDArray[np.int64], rows: NDArray[np.int64]) -> torch.Tensor:
+def evaluate(network: Network, dataset: Dataset, users: NDArray[np.int64], rows: NDArray[np.int64]) -> torch.Tensor:
     """Rank the item of each row among the whole catalogue, given all of its user's events before it.
 
-    Nothing is filtered: items that the user has met stay in. Only the newest `receptive_field` events are run; what
-    lies further back can't reach the answer.
+    Nothing is filtered: items that the user has met stay in. Only as many of the newest events are run
+    as the network's family can see.
 
     Args:
         network: in evaluation mode.
@@ -78,9 +72,7 @@ def evaluate(network: Transformer, dataset: Dataset, users: NDArray[np.int64], r
 
 
 @torch.no_grad()
-def answer(
-    network: Transformer, dataset: Dataset, users: NDArray[np.int64], rows: NDArray[np.int64], k: int
-) -> Answers:
+def answer(network: Network, dataset: Dataset, users: NDArray[np.int64], rows: NDArray[np.int64], k: int) -> Answers:
     """`evaluate`, and the k best items of each row; arguments as there, and k: 0..256."""
     ranks = np.empty(len(rows), dtype=np.int64)
     lists = np.empty((len(rows), k), dtype=np.int64)
@@ -96,25 +88,22 @@ def answer(
 
 
 def _states(
-    network: Transformer, dataset: Dataset, users: NDArray[np.int64], rows: NDArray[np.int64]
+    network: Network, dataset: Dataset, users: NDArray[np.int64], rows: NDArray[np.int64]
 ) -> Iterator[tuple[NDArray[np.int64], torch.Tensor]]:
     """Places in `rows` [C] and the states [C, dim] after all events before those rows, every place once."""
     device = network.item_table.device
-    gaps = history_gaps(dataset, network.config.num_gap_buckets)
-    begins = np.maximum(dataset.indptr[users], rows - network.config.receptive_field)
+    table = EventTable(dataset, network.config.num_gap_buckets)
+    reach = network.config.reach
+    begins = dataset.indptr[users]
+    if reach is not None:
+        begins = np.maximum(begins, rows - reach)
     for chosen in _batches(rows - begins):
         lengths = (rows - begins)[chosen]
         cu_seqlens = np.concatenate(([0], lengths.cumsum()))
         inputs = np.repeat(begins[chosen] - cu_seqlens[:-1], lengths) + np.arange(cu_seqlens[-1])
         positions = inputs - np.repeat(dataset.indptr[users[chosen]], lengths)
-        hidden = network(
-            torch.from_numpy(dataset.items[inputs]).to(device),
-            torch.from_numpy(gaps[inputs]).to(device),
-            torch.from_numpy(positions).to(device),
-            torch.from_numpy(cu_seqlens.astype(np.int32)).to(device),
-        )
-        newest = torch.from_numpy(np.where(lengths > 0, cu_seqlens[1:], 0)).to(device)  # 0: nothing before the target
-        yield chosen, torch.cat((network.start[None], hidden))[newest]
+        events = table.at(inputs, positions, cu_seqlens.astype(np.int32))
+        yield chosen, network.last_states(Events(*(field.to(device) for field in events)))
 
 
 def _batches(lengths: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:

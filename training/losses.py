@@ -4,13 +4,13 @@ import torch
 from torch import Tensor
 
 from longrec import kernels
-from longrec.modeling import Transformer
+from longrec.modeling import Network
 
 __all__ = ["next_item_loss"]
 
 
 def next_item_loss(
-    network: Transformer, hidden: Tensor, targets: Tensor, first: Tensor, *, label_smoothing: float = 0.0
+    network: Network, hidden: Tensor, targets: Tensor, first: Tensor, *, label_smoothing: float = 0.0
 ) -> Tensor:
     """Mean cross-entropy of the next item over the whole catalogue.
 

@@ -1,6 +1,7 @@
 """Histories cut into pieces and packed into ragged batches without padding: which rows of the dataset a step sees.
 NumPy only; deterministic under its generator."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,12 +20,14 @@ class Batch(NamedTuple):
         positions: [T] their places in their users' logs.
         cu_seqlens: [B + 1] int32 borders of the pieces, longest piece first.
         first: [F] rows that begin a user's history and stand in this batch: targets of the start state.
+        fresh: pieces before which there is no past; of `recurrence.pack_lanes` alone.
     """
 
     rows: Rows
     positions: Rows
     cu_seqlens: NDArray[np.int32]
     first: Rows
+    fresh: Sequence[int] = ()
 
 
 def cut(starts: Rows, ends: Rows, sequence_length: int, rng: np.random.Generator) -> tuple[Rows, Rows, Rows]:

@@ -18,11 +18,13 @@ from torch import Tensor
 from longrec.config import ModelConfig, TrainConfig
 from longrec.datasets import Dataset, Split
 from longrec.errors import ArgumentError, DataError
-from longrec.modeling import Transformer
-from longrec.training.evaluation import evaluate, history_gaps, ranking_metrics
-from longrec.training.losses import next_item_loss
+from longrec.modeling import Network, build_network
+from longrec.training.evaluation import evaluate, ranking_metrics
+from longrec.training.inputs import EventTable
+from longrec.training.objectives import OBJECTIVES, recurrent_loss
 from longrec.training.optimizer import adamw
 from longrec.training.packing import Batch, pack
+from longrec.training.recurrence import pack_lanes
 from longrec.training.reporting import Observer
 from longrec.training.schedule import Budget, learning_rate
 
@@ -42,7 +44,7 @@ class Trained:
         events_per_second: events through forward and backward per second of training alone.
     """
 
-    network: Transformer
+    network: Network
     best_epoch: int
     history: Sequence[dict[str, Any]]
     seconds: float
@@ -76,10 +78,10 @@ def train(
 class _Run:
     def __init__(self, dataset: Dataset, split: Split, model: ModelConfig, config: TrainConfig) -> None:
         self.dataset, self.split, self.config = dataset, split, config
-        self.network = Transformer(model, dropout=config.dropout)
+        self.network = build_network(model, dropout=config.dropout)
         self.optimizer = adamw(self.network, config)
-        self.items = torch.from_numpy(dataset.items)
-        self.gaps = torch.from_numpy(history_gaps(dataset, model.num_gap_buckets))
+        self.table = EventTable(dataset, model.num_gap_buckets)
+        self.memory: Any = None  # of recurrent networks, a history in each lane
         self.unknown = model.num_items
         self.step = 0
 
@@ -116,13 +118,7 @@ class _Run:
 
     def epoch(self, budget: Budget) -> tuple[float, float, int]:
         """One pass; the mean loss, the last learning rate and the number of input events."""
-        batches = pack(
-            self.dataset.indptr[:-1],
-            self.split.train_end,
-            sequence_length=self.config.sequence_length,
-            batch_events=self.config.batch_events,
-            rng=np.random.default_rng([self.config.seed, budget.done]),
-        )
+        batches = self.batches(np.random.default_rng([self.config.seed, budget.done]))
         self.network.train()
         total, events, rate = 0.0, 0, 0.0
         for index, batch in enumerate(batches):
@@ -138,22 +134,33 @@ class _Run:
             )
         return total / len(batches), rate, events
 
+    def batches(self, rng: np.random.Generator) -> list[Batch]:
+        """An epoch's batches."""
+        windowed = (
+            self.network.memory == "window"
+        )  # it knows no other places than those within a window: train them all
+        length = self.network.config.window if windowed else self.config.sequence_length
+        borders = (self.dataset.indptr[:-1], self.split.train_end)
+        options: dict[str, Any] = {"sequence_length": length, "batch_events": self.config.batch_events, "rng": rng}
+        return pack_lanes(*borders, **options) if self.network.recurrent else pack(*borders, **options)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Of a batch; a recurrent network's memory goes on."""
+        events = self.table.at(batch.rows, batch.positions, batch.cu_seqlens)
+        inputs = events._replace(items=self.hide(events.items))
+        targets = self.table.items[torch.from_numpy(batch.rows) + 1]
+        first = self.table.items[torch.from_numpy(batch.first)]
+        if not self.network.recurrent:
+            return OBJECTIVES[self.network.objective](self.network, inputs, targets, first, self.config)
+        if len(batch.fresh) == inputs.num_users:  # an epoch begins
+            self.memory = self.network.new_memory(inputs.num_users)
+        self.memory.reset(batch.fresh)
+        loss, self.memory = recurrent_loss(self.network, inputs, targets, first, self.config, self.memory)
+        return loss
+
     def optimise(self, batch: Batch, rate: float) -> float:
         """One step; the loss before it."""
-        rows = torch.from_numpy(batch.rows)
-        hidden = self.network(
-            self.hide(self.items[rows]),
-            self.gaps[rows],
-            torch.from_numpy(batch.positions),
-            torch.from_numpy(batch.cu_seqlens),
-        )
-        loss = next_item_loss(
-            self.network,
-            hidden,
-            self.items[rows + 1],
-            self.items[torch.from_numpy(batch.first)],
-            label_smoothing=self.config.label_smoothing,
-        )
+        loss = self.loss(batch)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad()

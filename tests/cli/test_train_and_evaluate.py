@@ -9,13 +9,16 @@ from typer.testing import CliRunner
 
 from longrec.cli.data import data_app
 from longrec.cli.evaluate import evaluate
+from longrec.cli.export import export
 from longrec.cli.train import train
-from longrec.errors import ArgumentError, DataError
+from longrec.errors import ArgumentError, CheckpointError, DataError
+from longrec.modeling import FAMILIES
 
 app = typer.Typer()
 app.add_typer(data_app, name="data")
 app.command()(train)
 app.command()(evaluate)
+app.command()(export)
 
 
 def longrec(*arguments: object) -> str:
@@ -89,6 +92,23 @@ def test_groups_are_printed_and_drawn(run: Path, dataset: Path, tmp_path: Path) 
         longrec("evaluate", run, dataset, "--plots", tmp_path)
 
 
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "transformer"])
+def test_every_family_is_trained_and_evaluated_and_not_served_before_it_can_be(
+    family: str, dataset: Path, tmp_path: Path
+) -> None:
+    options = ("--epochs", 2, "--dim", 8, "--layers", 1, "--window", 8, "--batch-events", 64, "--family", family)
+    options += ("--sequence-length", 3, "--horizon", 3)
+    trained = json.loads(longrec("train", dataset, "--out", tmp_path / "run", *options, "--json"))
+    assert trained["config"]["sequence_length"] == 3
+    model = json.loads((tmp_path / "run" / "config.json").read_text())["model"]
+    assert (model["family"], model["horizon"]) == (family, 3)
+    figures = json.loads(longrec("evaluate", tmp_path / "run", dataset, "--json"))
+    assert figures["validation"]["ndcg@10"] == pytest.approx(trained["validation"]["ndcg@10"])
+    with pytest.raises(CheckpointError, match=f"family: expected transformer, .* got {family}"):
+        longrec("export", tmp_path / "run", tmp_path / "repository")
+    assert not (tmp_path / "repository").exists()
+
+
 def test_a_run_is_not_evaluated_on_another_catalogue(run: Path, tmp_path: Path) -> None:
     (tmp_path / "other.csv").write_text("user_id,item_id,timestamp\nu,a,1\nu,b,2\nu,c,3\n")
     longrec("data", "import", tmp_path / "other.csv", "--out", tmp_path / "other")
@@ -110,5 +130,7 @@ def test_misfit_options_are_named(dataset: Path, tmp_path: Path) -> None:
         longrec("train", dataset, "--out", tmp_path, "--dim", 7)
     with pytest.raises(ArgumentError, match="epochs"):
         longrec("train", dataset, "--out", tmp_path, "--epochs", 0)
+    with pytest.raises(ArgumentError, match=r"family: expected 'transformer', .* got 'rnn'"):
+        longrec("train", dataset, "--out", tmp_path, "--family", "rnn")
     with pytest.raises(DataError, match=r"dataset\.json is missing"):
         longrec("train", tmp_path)
