@@ -107,6 +107,7 @@ def run_perf_analyzer(
     window_ms: int = 2000,
     stability_percent: float = 999.0,
     max_windows: int = 10,
+    requests: int | None = None,
     parameters: Mapping[str, int] | None = None,
     analyzer: PerfAnalyzer | None = None,
     timeout_seconds: float = 120.0,
@@ -122,6 +123,7 @@ def run_perf_analyzer(
         stability_percent: how far the last three windows may lie apart. The default takes the first three, as they
             are, so that a run's length is known; a lower one measures until three agree.
         max_windows: when to give up looking for agreement.
+        requests: send so many, and measure those, instead of windows.
         parameters: request parameters, sent with every request.
         analyzer: which installation; default `find_perf_analyzer()`.
         timeout_seconds: of a run, beyond its windows.
@@ -139,7 +141,7 @@ def run_perf_analyzer(
     assert analyzer is not None  # find_perf_analyzer gives None only where it may not download
     command = [str(analyzer.binary), "-m", model, "-u", url, "-i", "grpc", "--async", f"--input-data={input_data}"]
     command += [f"--measurement-interval={window_ms}", f"--stability-percentage={stability_percent:g}"]
-    command += [f"--max-trials={max_windows}"]
+    command += [f"--max-trials={max_windows}", f"--request-count={requests or 0}"]
     for name, value in (parameters or {}).items():
         command.append(f"--request-parameter={name}:{value}:int")
     longest = timeout_seconds + max_windows * window_ms / 1000

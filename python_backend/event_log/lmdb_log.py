@@ -14,10 +14,10 @@ import math
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 import lmdb
 import numpy as np
@@ -41,6 +41,12 @@ __all__ = ["LmdbLog"]
 RECENT: Final = b"recent"
 RECENT_END: Final = RECENT + b"\xff" * PLACE.size
 LOCK_BYTES: Final = 8192  # of lock.mdb, for LMDB's 126 readers
+# what LMDB says of a page that isn't what it should be (of no kind, not in the file, in a tree deeper than can be), and
+# of the transaction that met one
+DAMAGE: Final = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.CursorFullError, lmdb.BadTxnError)
+
+Request = TypeVar("Request")
+Result = TypeVar("Result")
 
 
 class LmdbLog(EventLog):
@@ -133,15 +139,17 @@ class LmdbLog(EventLog):
         try:
             page = self._recent.page() if self._recent.is_due else None
             try:
-                outcomes = self._append(appends, page)
+                outcomes: Sequence[Appended | LongrecError] = self._append(appends, page)
             except lmdb.MapFullError:
                 if page is None:
                     raise
                 page, outcomes = None, self._append(appends, None)
-        except lmdb.MapFullError:
-            return self._refused(appends, "its size limit is reached; raise log_bytes, or set max_user_events")
-        except lmdb.Error as error:  # a write that was cut short by a full disk is an "Input/output error"
-            return self._refused(appends, f"{error}; is there room on its disk?")
+        except DAMAGE:
+            page, outcomes = None, self._append_in_parts(appends)
+        except lmdb.Error as error:
+            if all(len(append.events) for append in appends):
+                raise self._refusal(error) from None
+            return self._refused(appends, error)
         if self._appended_at is None:
             self._appended_at = time.monotonic()
         if page is not None:
@@ -149,19 +157,41 @@ class LmdbLog(EventLog):
         self._recent.note([append.user for append in appends])
         return self._named(outcomes)
 
-    def _refused(self, appends: Sequence[Append], reason: str) -> list[Appended | LongrecError]:
-        """What becomes of a batch that can't be written: those who bring no events are told what the log holds."""
-        error = MachineError(f"event_log={self.path}: nothing was appended: {reason}")
-        silent = [append for append in appends if not len(append.events)]
-        if not silent:
-            raise error
-        held = iter(self._peek(silent))
-        return [error if len(append.events) else next(held) for append in appends]
+    def _append_in_parts(self, appends: Sequence[Append]) -> list[Appended | LongrecError]:
+        """Half by half, each a transaction: what a damaged page is in the way of is found, and the rest appended."""
+        parts, outcomes = [appends], list[Appended | LongrecError]()
+        while parts:
+            part = parts.pop()
+            try:
+                outcomes += self._append(part, None)
+            except DAMAGE as error:
+                if len(part) == 1:
+                    outcomes.append(_damaged_page(self.path, error))
+                else:
+                    parts += part[len(part) // 2 :], part[: len(part) // 2]
+            except lmdb.Error as error:
+                outcomes += self._refused(part, error)
+        return outcomes
+
+    def _refused(self, appends: Sequence[Append], error: lmdb.Error) -> list[Appended | LongrecError]:
+        """What becomes of appends that can't be written: those of no events are told what the log holds."""
+        refusal, held = self._refusal(error), iter(self._peek([append for append in appends if not len(append.events)]))
+        return [refusal if len(append.events) else next(held) for append in appends]
+
+    def _refusal(self, error: lmdb.Error) -> MachineError:
+        reason = f"{error}; is there room on its disk?"  # a write that a full disk cut short is an "Input/output error"
+        if isinstance(error, lmdb.MapFullError):
+            reason = "its size limit is reached; raise log_bytes, or set max_user_events"
+        return MachineError(f"event_log={self.path}: nothing was appended: {reason}")
 
     def _peek(self, appends: Sequence[Append]) -> list[Appended | LongrecError]:
         """What appends of no events say of the log."""
-        with self._reading() as transaction, transaction.cursor() as cursor:
-            return self._named([peek(cursor, append) for append in appends])
+
+        def look(transaction: Transaction, append: Append) -> Appended | DataError:
+            with transaction.cursor() as cursor:
+                return peek(cursor, append)
+
+        return self._named(self._each(look, appends))
 
     def extent(self, user: bytes) -> Extent:
         """As `EventLog.extent`."""
@@ -173,24 +203,21 @@ class LmdbLog(EventLog):
 
     def read_many(self, spans: Sequence[Span]) -> list[Rows | DataError]:
         """As `EventLog.read_many`."""
-        with self._reading() as transaction:
-            return [self._read(transaction, span) for span in spans]
+        return self._each(self._read, spans)
 
     def recent_users(self, limit: int) -> list[bytes]:
         """As `EventLog.recent_users`: from the order that appends keep; where that ends, in no order."""
         users = dict.fromkeys(islice(self._recent.latest_first(), limit))
-        with self._reading() as transaction:
-            with transaction.cursor(self._meta) as cursor:
-                found = cursor.prev() if cursor.set_range(RECENT_END) else cursor.last()
-                while found and len(users) < limit and cursor.key().startswith(RECENT):
-                    users.update(dict.fromkeys(users_of_page(cursor.value())))
-                    found = cursor.prev()
-            if len(users) < limit:
-                with transaction.cursor() as cursor:
-                    for user in all_users(cursor):
-                        if len(users) >= limit:
-                            break
-                        users[user] = None
+        # a hint: whoever comes behind a damaged page is left out, and told of the damage when they ask
+        with contextlib.suppress(DataError), self._reading() as transaction, transaction.cursor(self._meta) as cursor:
+            found = cursor.prev() if cursor.set_range(RECENT_END) else cursor.last()
+            while found and len(users) < limit and cursor.key().startswith(RECENT):
+                users.update(dict.fromkeys(users_of_page(cursor.value())))
+                found = cursor.prev()
+        with contextlib.suppress(DataError), self._reading() as transaction, transaction.cursor() as cursor:
+            everyone = all_users(cursor)
+            while len(users) < limit and (user := next(everyone, None)) is not None:
+                users[user] = None
         return list(islice(users, limit))
 
     def lag_seconds(self) -> float:
@@ -251,7 +278,20 @@ class LmdbLog(EventLog):
         begin = start - chunk_of(start)
         return np.concatenate(parts)[begin : begin + stop - start]
 
-    def _named(self, outcomes: list[Appended | DataError]) -> list[Appended | LongrecError]:
+    def _each(
+        self, answer: Callable[[Transaction, Request], Result | DataError], requests: Sequence[Request]
+    ) -> list[Result | DataError]:
+        """An answer each, of one transaction; of one each where that meets a damaged page, which no transaction
+        survives: it fails those alone whom it is in the way of."""
+        try:
+            with self._reading() as transaction:
+                return [answer(transaction, request) for request in requests]
+        except DataError as error:
+            if len(requests) == 1:
+                return [DataError(str(error))]  # without its traceback, which holds the transaction and a reader's slot
+            return [result for request in requests for result in self._each(answer, [request])]
+
+    def _named(self, outcomes: Sequence[Appended | LongrecError]) -> list[Appended | LongrecError]:
         """The outcomes, with the log's name in errors."""
         return [self._damaged(outcome) if isinstance(outcome, DataError) else outcome for outcome in outcomes]
 
@@ -328,7 +368,11 @@ class _Reading:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._transaction.abort()
         if isinstance(error, lmdb.Error):
-            raise DataError(f"event_log={self._path}: a page of data.mdb is damaged: {error}") from None
+            raise _damaged_page(self._path, error) from None
+
+
+def _damaged_page(path: Path, error: lmdb.Error) -> DataError:
+    return DataError(f"event_log={path}: a page of data.mdb is damaged: {error}")
 
 
 def _allocate(lock_file: Path) -> None:

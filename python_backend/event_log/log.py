@@ -69,7 +69,8 @@ class EventLog(ABC):
 
     @abstractmethod
     def append(self, appends: Sequence[Append]) -> list[Appended | LongrecError]:
-        """Apply the appends in order, as one transaction: all of them are in the log afterwards, or none.
+        """Apply the appends in order, as one transaction: all of them are in the log afterwards, or none; in a store
+        whose own structure is damaged as many as can be.
 
         Returns:
             One outcome an append. A `DataError` stands in the place of an append whose user's log is damaged: nothing

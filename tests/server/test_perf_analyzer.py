@@ -47,6 +47,7 @@ cat {tmp_path}/printed
         requests,
         [8, 32],
         window_ms=700,
+        requests=5000,
         parameters={"k": 20},
         analyzer=program(tmp_path, script),
     )
@@ -68,6 +69,7 @@ cat {tmp_path}/printed
     for part in ("-m recommender", "-u 127.0.0.1:8001", "-i grpc", "--async", f"--input-data={requests}"):
         assert part in first
     assert "--measurement-interval=700" in first
+    assert "--request-count=5000" in first
     assert "--request-parameter=k:20:int" in first
 
 

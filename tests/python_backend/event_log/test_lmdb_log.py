@@ -2,7 +2,9 @@
 
 import os
 import random
+import re
 import resource
+import struct
 import subprocess
 import sys
 import threading
@@ -14,8 +16,9 @@ import pytest
 
 from longrec.errors import DataError, MachineError
 from longrec.protocol import Status
-from longrec.python_backend.event_log import Append
+from longrec.python_backend.event_log import Append, Appended
 from longrec.python_backend.event_log.lmdb_log import LmdbLog
+from longrec.python_backend.event_log.log import Span
 
 PREAMBLE = """
 import pathlib, sys, numpy as np
@@ -122,6 +125,54 @@ def test_flipped_bytes_on_the_disk_fail_their_user_alone(tmp_path, rows):
         assert isinstance(hurt, DataError), "what is damaged must not be extended, nor answered from"
     np.testing.assert_array_equal(log.read(b"7", 0, 41), rows(*range(41)))
     log.close()
+
+
+def keys_of_page(data, at, kind):
+    """The keys on one of LMDB's pages; none if it isn't of that kind (1: branch, 2: leaf)."""
+    number, _, found, stop = struct.unpack_from("<QHHH", data, at)
+    if (number, found) != (at // 4096, kind):
+        return []
+    nodes = [at + node for (node,) in struct.iter_unpack("<H", data[at + 16 : at + stop])]
+    return [bytes(data[node + 8 :][: struct.unpack_from("<H", data, node + 6)[0]]) for node in nodes]
+
+
+@pytest.mark.parametrize("which", ["root", "branch", "leaf"])
+def test_a_damaged_page_of_the_tree_fails_those_behind_it_alone(tmp_path, rows, which):
+    """Bytes of LMDB's own, which carry no checksum: 0xff over a page of the tree that leads to the chunks."""
+    users, size = [b"user %03d" % n for n in range(800)], 4096
+    log = open_log(tmp_path / "log")
+    log.append([Append(user, 0, rows(*range(60))) for user in users])
+    log.close()
+    data = bytearray((tmp_path / "log" / "data.mdb").read_bytes())
+    pages = range(2 * size, len(data), size)
+    tree = {at: keys for at in pages if (keys := keys_of_page(data, at, 2 if which == "leaf" else 1))}
+    if which == "root":
+        at = min(tree, key=lambda at: len(tree[at]))
+    else:
+        at = max(tree, key=lambda at: sum(b"user 4" in key for key in tree[at]))
+    on_page = {key[2:10] for key in tree[at]}
+    data[at : at + size] = b"\xff" * size
+    (tmp_path / "log" / "data.mdb").write_bytes(data)
+
+    def damaged(results):
+        failed = {user: r for user, r in zip(users, results, strict=True) if isinstance(r, DataError)}
+        assert all(re.match(r"event_log=.*log: a page of data\.mdb is damaged: ", str(r)) for r in failed.values())
+        return set(failed)
+
+    for length in (60, 61):
+        log = open_log(tmp_path / "log")
+        found = log.read_many([Span(user, 0, length) for user in users])
+        behind = damaged(found)
+        assert {"root": behind == set(users), "branch": 0 < len(behind) < len(users), "leaf": behind == on_page}[which]
+        for user, events in zip(users, found, strict=True):
+            assert user in behind or (events == rows(*range(length))).all()
+        for events, position in ((rows(60), 60), (rows(), 61), (rows(*range(50, 61)), 50), (rows(), -1)):
+            outcomes = log.append([Append(user, position, events) for user in users])
+            # to find a log's end, what follows it is looked at, too
+            assert behind <= damaged(outcomes) <= behind | {users[users.index(min(behind)) - 1]}
+            assert {(o.status, o.length) for o in outcomes if isinstance(o, Appended)} <= {(Status.OK, 61)}
+        assert set(log.recent_users(len(users))) <= set(users)
+        log.close()
 
 
 @pytest.mark.parametrize("lost", [False, True], ids=["flipped", "lost"])
