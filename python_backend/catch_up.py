@@ -141,6 +141,8 @@ class CatchUp:
         for want, found_rows in zip(wanted, self._read(wanted), strict=True):
             work, row, start, stop, goes_on = want
             if isinstance(found_rows, DataError):
+                if self._overtaken(work, start if goes_on or not start else start - 1):
+                    continue
                 failed += [(entry, found_rows) for entry in work.entries]
                 work.entries.clear()
                 pool.drop(work.user)
@@ -217,6 +219,20 @@ class CatchUp:
         helps = self._usable(saved.length, first) == saved.length
         missing, rebuilt = last - saved.length, last - self._begin(first)
         return saved if helps and tier.saves_time(saved, missing, rebuilt, self._seconds_per_event) else None
+
+    def _overtaken(self, work: Work, first: int) -> bool:
+        """Whether others have appended so much meanwhile that the log no longer holds event `first`; the user's entries
+        are then answered after what it holds now, of which retention leaves enough."""
+        try:
+            extent = self.log.extent(work.user)
+        except DataError:
+            return False
+        if extent.first <= first:
+            return False
+        for entry in work.entries:
+            assert entry.outcome is not None
+            entry.outcome = entry.outcome._replace(length=extent.length)
+        return True
 
     def _read(self, wanted: Sequence[_Wanted]) -> list[tuple[Rows, int] | DataError]:
         """The events that are wanted, and the time of the one before where a memory begins anew; the log is asked once.

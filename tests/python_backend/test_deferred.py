@@ -10,6 +10,7 @@ from longrec.errors import MachineError
 from longrec.protocol import Status
 from longrec.python_backend.engine import Engine, Ticket
 from longrec.python_backend.event_log.lmdb_batch import PLACE, prefix_of
+from longrec.python_backend.event_log.lmdb_log import LmdbLog
 from longrec.python_backend.event_log.records import CHUNK_EVENTS
 from longrec.python_backend.lanes import MAX_PASSING, Lanes
 from longrec.python_backend.query import Query
@@ -385,3 +386,27 @@ def test_rollouts_that_do_not_fit_together_take_turns(make_engine, make_history)
         np.testing.assert_array_equal(answer.items, expected.items)
         np.testing.assert_allclose(answer.scores, expected.scores, atol=TOLERANCE)
     assert not engine.pool.pinned.any()
+
+
+@pytest.mark.parametrize("known", [0, 10], ids=["cold", "behind"])
+def test_a_request_that_retention_overtakes_is_answered_after_what_the_log_holds(
+    network, tmp_path, make_history, recompute, known
+):
+    field = network.config.receptive_field
+    log = LmdbLog(tmp_path / "short", durability="none", max_bytes=64 << 20, max_user_events=field + 1)
+    config = EngineConfig(page_size=16, inline_events=8, chunk_events=16, memory_bytes=4 << 20)
+    late, other = Engine(network, log, config), Engine(network, log, config)
+    history = make_history(3, 400)
+    if known:
+        late.answer_all([query("u", history[:known])])
+    other.answer_all([query("u", history[known : known + 20], k=0)])
+    (ticket,) = late.answer([query("u", EMPTY)])
+    assert isinstance(ticket, Ticket)
+    for start in range(known + 20, 400, 40):
+        other.answer_all([query("u", history[start : start + 40], k=0)])
+    assert log.extent(b"u").first > known + 20
+    answer = take_turns(late)[ticket]
+    assert answer.error is None
+    assert answer.length == log.length(b"u") == 400
+    assert_answers(answer, recompute(history))
+    log.close()
