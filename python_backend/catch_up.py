@@ -16,7 +16,7 @@ from longrec.config import ModelConfig
 from longrec.errors import DataError
 from longrec.modeling import features
 from longrec.modeling.transformer import Transformer
-from longrec.python_backend.event_log import EventLog
+from longrec.python_backend.event_log import EventLog, Span
 from longrec.python_backend.host_tier import Saved
 from longrec.python_backend.memory_pool import NO_ROW, NO_TIME, MemoryPool
 from longrec.python_backend.step import StepInputs, StepRunner
@@ -56,6 +56,20 @@ class _Part(NamedTuple):
     row: int
     start: int
     rows: Rows
+
+
+class _Wanted(NamedTuple):
+    """A user's events start..stop-1, which may be had from the log.
+
+    Args:
+        row: NO_ROW where there is no memory. goes_on: whether they follow the memory's end.
+    """
+
+    work: Work
+    row: int
+    start: int
+    stop: int
+    goes_on: bool
 
 
 class CatchUp:
@@ -100,6 +114,7 @@ class CatchUp:
         works = [work for work in works if work.entries]
         rows = [pool.row(work.user) for work in works]
         pool.touch([row for row in rows if row != NO_ROW])
+        wanted: list[_Wanted] = []
         parts: list[_Part] = []
         failed: list[tuple[Entry, DataError]] = []
         standing: list[int] = []  # rows that `entries` are answered from
@@ -121,22 +136,25 @@ class CatchUp:
             count = min(stop - start, each, room)
             if count <= 0:
                 continue
-            try:
-                if not work.holds(start, start + count):
-                    num_read += count
-                    num_caught_up += count if goes_on else 0
-                part_rows = work.take(self.log, start, start + count)
-                if not goes_on:
-                    row = pool.open(work.user, start, self._time_before(work.user, start))
-            except DataError as error:
-                failed += [(entry, error) for entry in work.entries]
+            wanted.append(_Wanted(work, row, start, start + count, goes_on))
+            room -= count
+        for want, found_rows in zip(wanted, self._read(wanted), strict=True):
+            work, row, start, stop, goes_on = want
+            if isinstance(found_rows, DataError):
+                if self._overtaken(work, start if goes_on or not start else start - 1):
+                    continue
+                failed += [(entry, found_rows) for entry in work.entries]
                 work.entries.clear()
                 pool.drop(work.user)
                 continue
-            if row == NO_ROW:
-                continue
-            parts.append(_Part(work, row, start, part_rows))
-            room -= count
+            part_rows, time_before = found_rows
+            if not work.holds(start, stop):
+                num_read += stop - start
+                num_caught_up += stop - start if goes_on else 0
+            if not goes_on:
+                row = pool.open(work.user, start, time_before)
+            if row != NO_ROW:
+                parts.append(_Part(work, row, start, part_rows))
         states = [self._start.expand(len(from_start), -1)] if from_start else []
         if standing:  # before the step, which replaces them
             states.append(pool.hidden[standing])
@@ -202,8 +220,44 @@ class CatchUp:
         missing, rebuilt = last - saved.length, last - self._begin(first)
         return saved if helps and tier.saves_time(saved, missing, rebuilt, self._seconds_per_event) else None
 
-    def _time_before(self, user: bytes, position: int) -> int:
-        return int(self.log.read(user, position - 1, position)[0, 1]) if position else NO_TIME
+    def _overtaken(self, work: Work, first: int) -> bool:
+        """Whether others have appended so much meanwhile that the log no longer holds event `first`; the user's entries
+        are then answered after what it holds now, of which retention leaves enough."""
+        try:
+            extent = self.log.extent(work.user)
+        except DataError:
+            return False
+        if extent.first <= first:
+            return False
+        for entry in work.entries:
+            assert entry.outcome is not None
+            entry.outcome = entry.outcome._replace(length=extent.length)
+        return True
+
+    def _read(self, wanted: Sequence[_Wanted]) -> list[tuple[Rows, int] | DataError]:
+        """The events that are wanted, and the time of the one before where a memory begins anew; the log is asked once.
+
+        Raises:
+            MachineError: the log can't be read.
+        """
+        spans: dict[int, Span] = {}
+        for at, (work, _, start, stop, goes_on) in enumerate(wanted):
+            first = start if goes_on or not start else start - 1
+            if not work.holds(first, stop):
+                spans[at] = Span(work.user, first, start if work.holds(start, stop) else stop)
+        answers = dict(zip(spans, self.log.read_many(list(spans.values())) if spans else [], strict=True))
+        found: list[tuple[Rows, int] | DataError] = []
+        for at, (work, _, start, stop, goes_on) in enumerate(wanted):
+            rows = answers.get(at)
+            if isinstance(rows, DataError):
+                found.append(rows)
+                continue
+            begins = start > 0 and not goes_on
+            own = work.rows_between(start, stop) if work.holds(start, stop) else None
+            if rows is None:
+                rows = work.rows_between(start - begins, stop)
+            found.append((rows[int(begins) :] if own is None else own, int(rows[0, 1]) if begins else NO_TIME))
+        return found
 
 
 def step_inputs(

@@ -7,6 +7,7 @@ next one in line follows when one is done.
 
 import time
 from collections import OrderedDict, deque
+from collections.abc import Container
 from itertools import islice
 
 from longrec.python_backend.work import Entry, Work
@@ -75,9 +76,13 @@ class DeferredWork:
                 del self._waiting[user]
         return taken
 
-    def next_works(self, count: int) -> list[Work]:
-        """Up to `count` users whose turn it is; they go to the end of the row."""
-        works = [work for work in self._served.values() if work.entries][:count]
+    def next_works(self, count: int, rolling: Container[bytes]) -> list[Work]:
+        """Users whose turn it is: up to `count` of those who aren't `rolling`, or all who are, as they take their steps
+        together. They go to the end of the row."""
+        works = [work for work in self._served.values() if work.entries]
+        rolls = bool(works) and works[0].user in rolling
+        works = [work for work in works if (work.user in rolling) == rolls]
+        works = works if rolls else works[:count]
         for work in works:
             self._served.move_to_end(work.user)
         return works

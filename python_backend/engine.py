@@ -139,8 +139,8 @@ class Engine:
 
     @torch.inference_mode()
     def turn(self) -> list[tuple[Ticket, Answer]]:
-        """Do a piece of the deferred work: at most `chunk_events` events of the network. Never raises for the log's
-        sake: whoever is concerned gets the error as their answer."""
+        """Do a piece of the deferred work: at most `chunk_events` events of the network, or a step of the rollouts that
+        are under way. Never raises for the log's sake: whoever is concerned gets the error as their answer."""
         if not self._deferred:
             self._warm_one()
             return []
@@ -148,8 +148,11 @@ class Engine:
         done: list[tuple[Entry, Answer]] = []
         self._append_next(done)
         chunk = self.config.chunk_events
-        works = self._deferred.next_works(max(1, chunk // TURN_EVENTS))
-        if works:
+        works = self._deferred.next_works(max(1, chunk // TURN_EVENTS), self._predictor.rolling)
+        if works and works[0].user in self._predictor.rolling:
+            rolled_out = self._predictor.go_on()
+            done += [(work.entries.popleft(), rolled_out[work.user]) for work in works if work.user in rolled_out]
+        elif works:
             try:
                 caught = self._catch_up.run(
                     works, each=min(-(-chunk // len(works)), self.config.max_user_step_events), room=chunk
@@ -200,6 +203,7 @@ class Engine:
 
     def give_up(self) -> None:
         """Forget all deferred work, after a `turn` that raised; its tickets get no answers."""
+        self._predictor.stop_rollouts()
         self.pool.pinned[:] = False
         self._deferred.clear()
 
@@ -244,6 +248,7 @@ class Engine:
         """Forget all memories if the log may have lost events that they stand for."""
         if self.log.generation != self._generation:
             self._generation = self.log.generation
+            self._predictor.stop_rollouts()
             self.pool.drop_all()
             self._deferred.drop_rows()
 

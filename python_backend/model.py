@@ -167,6 +167,7 @@ class TritonPythonModel:
         self._behind.join()
         for late, response in self._fail_late(ServerError("the server stops; send the request again")):
             late.send(response)
+        self.engine.give_up()
         self.rules.close()
         self.log.close()
 

@@ -1,7 +1,7 @@
 """Prediction: from users' states to their answers. Reads what a query needs beside its state (what its user has seen,
 their newest event) out of the log, and ranks, explains or rolls out. Changes neither the log nor any user's memory."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from longrec.python_backend.explain import NO_POSITION, Explainer
 from longrec.python_backend.memory_pool import NO_ROW, MemoryPool
 from longrec.python_backend.query import Answer, Query
 from longrec.python_backend.ranking import NO_ITEMS, Ranker, first_of
-from longrec.python_backend.rollout import Rollouts, Root
+from longrec.python_backend.rollout import RolledOut, Rollouts, Root
 from longrec.python_backend.rules import Rules
 from longrec.python_backend.settings import DEFAULTS
 from longrec.python_backend.step import StepRunner
@@ -27,7 +27,6 @@ __all__ = ["Predictor"]
 
 GAP_EVENTS = 32  # newest gaps whose median a rollout's events keep
 MAX_GAP_MS = 1 << 62  # a median is a float, and may be rounded up past int64
-MAX_PATHS = 128  # paths that are rolled out together
 MAX_EXPLAINED = 16  # users explained in one call: 5 ms on a core at a window of 256, for which everybody waits
 
 
@@ -60,8 +59,8 @@ class Predictor:
     def answer(self, entries: Sequence[Entry], hidden: torch.Tensor) -> list[Answer | None]:
         """The answers, one an entry; one that can't be given holds its error.
 
-        None stands for one that would keep everybody waiting for too long, or a rollout that had no room beside the
-        others: ask again. One of them at least is answered.
+        None stands for one that would keep everybody waiting for too long, so for every rollout: ask again, unless its
+        user is among `rolling`: then `go_on` gives the answer. Unless one is, at least one entry is answered.
 
         Args:
             entries: each with k > 0; where one needs the memory, its user's stands at `after`.
@@ -108,23 +107,26 @@ class Predictor:
             self._explain(explained[:MAX_EXPLAINED], entries, answers, failed)
         rolled = [number for number in rolled if number not in failed]
         if rolled:
-            now, later = self._affordable(rolled, entries)
-            waiting += later + self._roll_out(now, entries, hidden, left_out, answers, failed)
+            self._begin_rollouts(rolled, entries, left_out, waiting, failed)
         for number, reason in failed.items():
             answers[number] = Answer.failed(reason)
         return (
             [None if number in waiting else answer for number, answer in enumerate(answers)] if waiting else [*answers]
         )
 
-    def _affordable(self, numbers: list[int], entries: Sequence[Entry]) -> tuple[list[int], list[int]]:
-        """The rollouts of one call, at most `chunk_events` of the network or one of them, and the others."""
-        room = self._config.chunk_events
-        for at, number in enumerate(numbers):
-            settings = entries[number].query.settings
-            room -= settings.beam * (settings.horizon - 1)
-            if room < 0 and at:
-                return numbers[:at], numbers[at:]
-        return numbers, []
+    @property
+    def rolling(self) -> Collection[bytes]:
+        """Users whose rollouts are under way; their memories must stay pinned and as they are."""
+        return self._rollouts.users
+
+    def go_on(self) -> dict[bytes, Answer]:
+        """A step of all rollouts; the answers of those that have ended, by user. One of a user who is `rolling` no
+        longer and has no answer had no room beside the others: ask again."""
+        return {user: _rolled_out(found) for user, found in self._rollouts.step().items()}
+
+    def stop_rollouts(self) -> None:
+        """Give up all rollouts: ask again."""
+        self._rollouts.stop()
 
     def _stands(self, entry: Entry) -> bool:
         """Whether the user's memory stands where the answer stands."""
@@ -182,20 +184,22 @@ class Predictor:
             k, explain = len(answers[number].items), entries[number].query.settings.explain
             answers[number] = answers[number]._replace(because=found[:k, :explain])
 
-    def _roll_out(
+    def _begin_rollouts(
         self,
         numbers: list[int],
         entries: Sequence[Entry],
-        hidden: torch.Tensor,
         left_out: dict[int, NDArray[np.int64]],
-        answers: list[Answer],
+        waiting: list[int],
         failed: dict[int, LongrecError],
-    ) -> list[int]:
-        """Fill in answers or failures; those that had no room are returned."""
-        roots: dict[int, Root] = {}
-        states = dict(zip(numbers, hidden[numbers], strict=True))  # copies: the first step overwrites `hidden`
+    ) -> None:
+        """Begin those for which it is time, a user's first one; none is answered now, so all are `waiting`."""
+        held_up = {entries[number].query.user for number in waiting}
         for number in numbers:
             entry = entries[number]
+            waiting.append(number)
+            if entry.query.user in held_up or not self._stands(entry) or not self._rollouts.admits(entry.query):
+                held_up.add(entry.query.user)
+                continue
             try:
                 times = self._newest(entry.query, entry.after, GAP_EVENTS + 1)[:, 1]
                 gap_ms = int(min(np.median(np.maximum(np.diff(times), 0)), MAX_GAP_MS)) if len(times) > 1 else 0
@@ -203,43 +207,12 @@ class Predictor:
                 newest = self._newest_event(entry) if asks_why else (0, 0)
             except LongrecError as error:
                 failed[number] = error
+                waiting.pop()
             else:
-                roots[number] = Root(entry.query, entry.after, gap_ms, left_out.get(number), newest)
-
-        def run(group: list[int]) -> MachineError | None:
-            try:
-                found = self._rollouts.run([roots[number] for number in group], torch.stack([states[n] for n in group]))
-            except MachineError as error:
-                return error
-            for number, result in zip(group, found, strict=True):
-                answers[number] = Answer(Status.OK, entries[number].after, *result[:2], None, result.because)
-            return None
-
-        groups = _groups(list(roots), [root.query.settings.beam for root in roots.values()])
-        alone = [number for group in groups if run(group) for number in group]
-        waiting: list[int] = []
-        for number in alone:
-            # who else was in the step has been answered, or can wait: their pages may go to this one's forks
-            if not self._stands(entries[number]):
-                waiting.append(number)
-                continue
-            row = self._pool.row(entries[number].query.user)
-            self._pool.begin_step()
-            self._pool.touch([row] if row != NO_ROW else [])
-            no_room = run([number])
-            if no_room:
-                failed[number] = no_room
-        return waiting
+                self._rollouts.begin(Root(entry.query, entry.after, gap_ms, left_out.get(number), newest))
 
 
-def _groups(numbers: list[int], sizes: list[int]) -> list[list[int]]:
-    """The numbers in groups of at most `MAX_PATHS` paths, or of one."""
-    groups: list[list[int]] = []
-    room = 0
-    for number, size in zip(numbers, sizes, strict=True):
-        if size > room:
-            groups.append([])
-            room = MAX_PATHS
-        groups[-1].append(number)
-        room -= size
-    return groups
+def _rolled_out(found: RolledOut | MachineError) -> Answer:
+    if isinstance(found, MachineError):
+        return Answer.failed(found)
+    return Answer(Status.OK, found.length, found.items, found.scores, None, found.because)

@@ -2,16 +2,15 @@
 
 A path is a sequence of predicted items. Each has a copy-on-write fork of the user's memory, advanced by one event a
 step, all paths of all users in one pass of the network. A user's paths are extended by the items of largest summed
-log-probability; greedy is a beam of one. The forks are gone when `run` returns or raises, and the users' memories are
-as they were. What an answer holds is said in `longrec.protocol`.
+log-probability; greedy is a beam of one. The forks are gone when a rollout ends, and the user's memory is as it was.
+What an answer holds is said in `longrec.protocol`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from longrec.errors import MachineError
@@ -22,12 +21,13 @@ from longrec.python_backend.explain import NO_POSITION, Explainer
 from longrec.python_backend.memory_pool import NO_ROW, NO_TIME, MemoryPool
 from longrec.python_backend.query import Query
 from longrec.python_backend.ranking import Ranker, log_partition
-from longrec.python_backend.step import StepInputs, StepRunner
+from longrec.python_backend.step import StepRunner
 
 __all__ = ["RolledOut", "Rollouts", "Root"]
 
 Ints = NDArray[np.int64]
 MAX_TIME = np.iinfo(np.int64).max
+MAX_PATHS = 64  # under way at a time, so of a step: everybody waits for it
 
 
 class Root(NamedTuple):
@@ -49,8 +49,9 @@ class Root(NamedTuple):
 
 
 class RolledOut(NamedTuple):
-    """A rollout's answer: items and scores [horizon, k], because [horizon, k, explain] or None."""
+    """A rollout's answer after `length` events: items, scores [horizon, k], because [horizon, k, explain] or None."""
 
+    length: int
     items: Ints
     scores: NDArray[np.float32]
     because: Ints | None
@@ -61,7 +62,6 @@ class _Path:
     """A path of `depth` items, and what the network makes of it.
 
     Args:
-        root: number of its rollout.
         row: of the pool; NO_ROW until it has one.
         log_probability: summed over its items.
         parent, chosen: the path before its last item, and that item's place in the parent's `items`.
@@ -69,7 +69,6 @@ class _Path:
         because: [K, explain] of `items`.
     """
 
-    root: int
     row: int
     log_probability: float = 0.0
     parent: "_Path | None" = None
@@ -80,8 +79,31 @@ class _Path:
     because: Ints | None = None
 
 
+class _Rollout:
+    """One user's rollout on its way.
+
+    Args:
+        root: where it begins.
+
+    Attributes:
+        paths: the best ones so far, all of `depth` items; none before the first step.
+        newest: [P, 2] item and gap bucket of each path's last event.
+        forks: rows of the paths; they are there to be released at any moment. is_fresh: so is the root's row.
+    """
+
+    def __init__(self, root: Root) -> None:
+        self.root, self.depth = root, 0
+        self.paths: list[_Path] = []
+        self.newest = np.array([root.newest], np.int64)
+        self.forks: set[int] = set()
+        self.is_fresh = False
+
+
 class Rollouts:
-    """Rolls users out.
+    """Rolls users out, a step at a time: between steps others use the network, and may need pages.
+
+    Several users' rollouts take their steps together, whatever depth each is at. Where the pool has no room for all of
+    them, none goes on, and fewer are under way from then on until some have ended.
 
     Args:
         network: in evaluation mode.
@@ -94,75 +116,112 @@ class Rollouts:
     ) -> None:
         self._network, self._pool, self._steps = network, pool, steps
         self._ranker, self._explainer = ranker, explainer
+        self._running: dict[bytes, _Rollout] = {}
+        self._max_paths = MAX_PATHS
 
-    def run(self, roots: Sequence[Root], hidden: torch.Tensor) -> list[RolledOut]:
-        """Roll out all roots together.
+    @property
+    def users(self) -> Collection[bytes]:
+        """Whose rollouts are under way; their memories must stay pinned and as they are."""
+        return self._running.keys()
 
-        Args:
-            hidden: [R, dim], the states of the roots, which a step doesn't overwrite.
+    def admits(self, query: Query) -> bool:
+        """Whether a rollout may begin now, beside those that are under way."""
+        return query.user not in self._running and (
+            not self._running or self._num_paths + query.settings.beam <= self._max_paths
+        )
+
+    def begin(self, root: Root) -> None:
+        """Begin one that is admitted; it takes nothing of the pool before its first step."""
+        self._running[root.query.user] = _Rollout(root)
+
+    def step(self) -> dict[bytes, RolledOut | MachineError]:
+        """One item more for all that are under way.
+
+        Returns:
+            The results of those that have ended, by user. Whoever is neither here nor among `users` afterwards shall
+            begin anew. A `MachineError`: the pool has no room for it even alone.
 
         Raises:
-            MachineError: the pool has no room for the forks.
+            Exception: the network failed; no rollout is under way any more.
         """
-        pool = self._pool
-        rows = [pool.row(root.query.user) for root in roots]
-        fresh = [root.query.user for root, row in zip(roots, rows, strict=True) if row == NO_ROW]
-        pinned = pool.pinned.copy()
-        forks: set[int] = set()
+        rollouts = list(self._running.values())
+        self._pool.begin_step()
         try:
-            for at, root in enumerate(roots):
-                if rows[at] == NO_ROW:  # may be a second root of a user that has just been opened
-                    rows[at] = pool.row(root.query.user)
-                if rows[at] == NO_ROW and root.length == 0:
-                    rows[at] = pool.open(root.query.user, 0, NO_TIME)
-                if rows[at] == NO_ROW:
-                    raise MachineError("memory_bytes: expected room for a rollout's user, got none: raise it")
-                pool.pinned[rows[at]] = True
-            return self._search(roots, rows, hidden, forks)
-        finally:
-            pool.release(np.array(sorted(forks), np.int64))
-            pool.pinned[rows] = pinned[rows]
-            for user in fresh:
-                pool.drop(user)
+            return self._step(rollouts)
+        except MachineError as error:
+            num_paths = self._num_paths
+            self.stop()
+            if len(rollouts) == 1:
+                return {rollouts[0].root.query.user: error}
+            self._max_paths = max(1, num_paths // 2)
+            return {}
+        except BaseException:
+            self.stop()
+            raise
 
-    def _search(
-        self, roots: Sequence[Root], rows: Sequence[int], hidden: torch.Tensor, forks: set[int]
-    ) -> list[RolledOut]:
-        """The search itself; the rows in `forks` are there to be released at any moment."""
-        paths = [_Path(number, row) for number, row in enumerate(rows)]
-        newest = np.array([root.newest for root in roots], np.int64)  # [P, 2] item and gap bucket
-        best: list[_Path | None] = [None] * len(roots)
-        depth = 0
-        while True:
-            self._look(roots, paths, hidden, newest, depth)
-            children: list[_Path] = []
-            for number, root in enumerate(roots):
-                mine = [path for path in paths if path.root == number]
-                if not mine:
-                    continue
-                is_last = depth + 1 == root.query.settings.horizon
-                found = _extend(mine, 1 if is_last else root.query.settings.beam)
-                if is_last or not found:
-                    # where nothing may be recommended any more, the rollout ends before its horizon
-                    best[number] = found[0] if found else max(mine, key=lambda path: path.log_probability)
-                    if not found:
-                        best[number] = _Path(number, NO_ROW, parent=best[number], chosen=0)
-                else:
-                    children += found
-            if not children:
-                return [_collect(root, path) for root, path in zip(roots, best, strict=True) if path is not None]
-            self._fork(children, paths, forks)
-            hidden, inputs = self._advance(roots, children)
-            newest = np.stack([inputs.items, inputs.gaps], axis=1)
-            paths, depth = children, depth + 1
+    def stop(self) -> None:
+        """End all, without results; their forks are free."""
+        for rollout in list(self._running.values()):
+            self._end(rollout)
 
-    def _look(
-        self, roots: Sequence[Root], paths: Sequence[_Path], hidden: torch.Tensor, newest: Ints, depth: int
-    ) -> None:
+    @property
+    def _num_paths(self) -> int:
+        return sum(rollout.root.query.settings.beam for rollout in self._running.values())
+
+    def _step(self, rollouts: Sequence[_Rollout]) -> dict[bytes, RolledOut | MachineError]:
+        for rollout in rollouts:
+            if not rollout.paths:
+                self._open(rollout)
+        self._look(rollouts)
+        results: dict[bytes, RolledOut | MachineError] = {}
+        going_on: list[tuple[_Rollout, list[_Path]]] = []
+        for rollout in rollouts:
+            settings, paths = rollout.root.query.settings, rollout.paths
+            is_last = rollout.depth + 1 == settings.horizon
+            found = _extend(paths, 1 if is_last else settings.beam)
+            if found and not is_last:
+                going_on.append((rollout, found))
+                continue
+            # where nothing may be recommended any more, the rollout ends before its horizon
+            best = found[0] if found else _Path(NO_ROW, parent=max(paths, key=lambda path: path.log_probability))
+            results[rollout.root.query.user] = _collect(rollout.root, best)
+            self._end(rollout)
+            self._max_paths = min(MAX_PATHS, self._max_paths + 1)
+        for rollout, children in going_on:
+            self._fork(children, rollout)
+        if going_on:
+            self._advance([rollout for rollout, _ in going_on])
+        return results
+
+    def _open(self, rollout: _Rollout) -> None:
+        """Place the root's path; a user without events gets a memory, which goes when the rollout ends."""
+        pool, root = self._pool, rollout.root
+        row = pool.row(root.query.user)
+        if row == NO_ROW and root.length == 0:
+            row = pool.open(root.query.user, 0, NO_TIME)
+            rollout.is_fresh = row != NO_ROW
+        if row == NO_ROW:
+            raise MachineError("memory_bytes: expected room for a rollout's user, got none: raise it")
+        if root.length == 0:
+            pool.hidden[row] = self._network.start
+        pool.pinned[row] = True
+        rollout.paths = [_Path(row)]
+
+    def _end(self, rollout: _Rollout) -> None:
+        user = rollout.root.query.user
+        del self._running[user]
+        self._pool.release(np.array(sorted(rollout.forks), np.int64))
+        if rollout.is_fresh:
+            self._pool.drop(user)
+
+    def _look(self, rollouts: Sequence[_Rollout]) -> None:
         """Rank, and where asked for explain, the items after each path."""
-        settings = [roots[path.root].query.settings for path in paths]
+        paths = [path for rollout in rollouts for path in rollout.paths]
+        owners = [rollout for rollout in rollouts for _ in rollout.paths]
+        hidden = self._pool.hidden[[path.row for path in paths]]  # [P, dim]
+        settings = [rollout.root.query.settings for rollout in owners]
         most = max(max(each.k, each.beam) for each in settings)
-        left_out = [_left_out(roots[path.root], path) for path in paths]
+        left_out = [_left_out(rollout.root, path) for rollout, path in zip(owners, paths, strict=True)]
         found = self._ranker.top(hidden, most, left_out, [each.allowed for each in settings])
         scores, items = (each.cpu().numpy() for each in found)
         totals = np.zeros(len(paths))
@@ -175,9 +234,11 @@ class Rollouts:
         if not len(asked):
             return
         count = max(settings[at].explain for at in asked)
-        ends = np.array([roots[paths[at].root].length for at in asked])
+        newest = np.concatenate([rollout.newest for rollout in rollouts])
+        ends = np.array([owners[at].root.length for at in asked])
+        depths = np.array([owners[at].depth for at in asked])
         because = np.full((len(asked), most, count), NO_POSITION)
-        some = np.flatnonzero(ends + depth > 0)  # the others have no event that could explain anything
+        some = np.flatnonzero(ends + depths > 0)  # the others have no event that could explain anything
         if len(some):
             rows = np.array([paths[at].row for at in asked[some]])
             because[some] = self._explainer.explain(
@@ -186,34 +247,36 @@ class Rollouts:
         for place, at in enumerate(asked):
             paths[at].because = because[place, :, : settings[at].explain]
 
-    def _fork(self, children: Sequence[_Path], parents: Sequence[_Path], forks: set[int]) -> None:
+    def _fork(self, children: list[_Path], rollout: _Rollout) -> None:
         """Give each child a memory of its own: a parent's fork goes to its first child, the others get copies."""
+        forks = rollout.forks
         taken: set[int] = set()
         new: list[_Path] = []
         for child in children:
             assert child.parent is not None
-            row = child.parent.row
-            if row in forks and row not in taken:
-                taken.add(row)
-                child.row = row
+            child.row = child.parent.row
+            if child.row in forks and child.row not in taken:
+                taken.add(child.row)
             else:
                 new.append(child)
+        ended = forks - taken - {child.row for child in new}
+        forks -= ended
+        self._pool.release(np.array(sorted(ended), np.int64))
         if new:
-            sources = np.array([child.parent.row for child in new if child.parent is not None], np.int64)
-            made = self._pool.fork(sources)
-            forks.update(made.tolist())
-            for child, row in zip(new, made.tolist(), strict=True):
+            made = self._pool.fork(np.array([child.row for child in new], np.int64)).tolist()
+            forks.update(made)
+            for child, row in zip(new, made, strict=True):
                 child.row = row
-        ended = [path.row for path in parents if path.row in forks and path.row not in taken]
-        forks.difference_update(ended)
-        self._pool.release(np.array(ended, np.int64))
+        rollout.paths = children
 
-    def _advance(self, roots: Sequence[Root], paths: Sequence[_Path]) -> tuple[torch.Tensor, StepInputs]:
-        """Run each path's last item through the network; the states [P, dim] after it."""
+    def _advance(self, rollouts: Sequence[_Rollout]) -> None:
+        """Run each path's last item through the network."""
         pool = self._pool
+        paths = [path for rollout in rollouts for path in rollout.paths]
+        sizes = [len(rollout.paths) for rollout in rollouts]
         rows = np.array([path.row for path in paths], np.int64)
         counts = np.ones(len(paths), np.int64)
-        gaps = np.array([roots[path.root].gap_ms for path in paths], np.int64)
+        gaps = np.repeat(np.array([rollout.root.gap_ms for rollout in rollouts], np.int64), sizes)
         times = np.maximum(pool.time[rows], 0)
         times += np.minimum(gaps, MAX_TIME - times)
         events = np.stack([[_last_item(path) for path in paths], times], axis=1)
@@ -227,7 +290,10 @@ class Rollouts:
             pool.unreserve(rows, counts)
             raise
         pool.advance(rows, counts, events[:, 1], hidden)
-        return hidden, inputs
+        newest = np.stack([inputs.items, inputs.gaps], axis=1)
+        for rollout, each in zip(rollouts, np.split(newest, np.cumsum(sizes)[:-1]), strict=True):
+            rollout.newest = each
+            rollout.depth += 1
 
 
 def _extend(paths: Sequence[_Path], count: int) -> list[_Path]:
@@ -240,10 +306,7 @@ def _extend(paths: Sequence[_Path], count: int) -> list[_Path]:
             if path.items[place] != NO_ITEM:
                 gain = float(path.scores[place]) - path.log_total
                 found.append((-(path.log_probability + gain), at, place))
-    return [
-        _Path(paths[at].root, NO_ROW, -cost, parent=paths[at], chosen=place)
-        for cost, at, place in sorted(found)[:count]
-    ]
+    return [_Path(NO_ROW, -cost, parent=paths[at], chosen=place) for cost, at, place in sorted(found)[:count]]
 
 
 def _last_item(path: _Path) -> int:
@@ -284,4 +347,4 @@ def _collect(root: Root, path: _Path) -> RolledOut:
         scores[step][items[step] == NO_ITEM] = -np.inf
         if because is not None and node.because is not None:
             because[step] = node.because[order]
-    return RolledOut(items, scores, because)
+    return RolledOut(root.length, items, scores, because)

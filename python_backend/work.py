@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from longrec.python_backend.event_log import Append, Appended, EventLog
+from longrec.python_backend.event_log import Append, Appended
 from longrec.python_backend.query import Query
 
 __all__ = ["Entry", "Rows", "Work"]
@@ -83,10 +83,8 @@ class Work:
         """Whether `rows` reach from position `start` to `stop`; another engine may have appended behind them."""
         return self.rows_start <= start and stop <= self._rows_stop
 
-    def take(self, log: EventLog, start: int, stop: int) -> Rows:
-        """Events [stop - start, 2] at positions start..stop-1. Raises as `EventLog.read`."""
-        if not self.holds(start, stop):
-            return log.read(self.user, start, stop)
+    def rows_between(self, start: int, stop: int) -> Rows:
+        """Events [stop - start, 2] at positions start..stop-1, which `rows` hold."""
         rows = self.rows[0] if len(self.rows) == 1 else np.concatenate(self.rows)
         if start == self.rows_start and stop - start == len(rows):
             return rows

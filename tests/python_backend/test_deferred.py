@@ -10,9 +10,11 @@ from longrec.errors import MachineError
 from longrec.protocol import Status
 from longrec.python_backend.engine import Engine, Ticket
 from longrec.python_backend.event_log.lmdb_batch import PLACE, prefix_of
+from longrec.python_backend.event_log.lmdb_log import LmdbLog
 from longrec.python_backend.event_log.records import CHUNK_EVENTS
 from longrec.python_backend.lanes import MAX_PASSING, Lanes
 from longrec.python_backend.query import Query
+from longrec.python_backend.settings import Settings
 
 EMPTY = np.empty((0, 2), np.int64)
 TOLERANCE = 1e-4
@@ -301,3 +303,110 @@ def test_users_of_one_batch_that_exceed_a_step_are_all_answered(make_engine, mak
     if k:
         for answer, history in zip(answers, histories, strict=True):
             assert_answers(answer, recompute(history))
+
+
+def rollout(user, events=EMPTY, *, horizon=6, beam=4):
+    settings = Settings(k=5, horizon=horizon, beam=beam)
+    return Query(user.encode(), events, -1, None, 5, settings)
+
+
+def test_a_rollout_takes_a_step_a_turn_and_others_go_on(make_engine, make_history, recompute, monkeypatch):
+    engine, history, other = make_engine(), make_history(1, 20), make_history(2, 120)
+    engine.answer_all([query("roll", history)])
+    (expected,) = make_engine().answer_all([rollout("roll")])
+    pages, steps, run = engine.pool.num_free_pages, [], engine._catch_up._steps.run
+
+    def counted(inputs):
+        steps[-1].append(len(inputs.items))
+        return run(inputs)
+
+    monkeypatch.setattr(engine._catch_up._steps, "run", counted)
+    rolled, long = engine.answer([rollout("roll"), query("long", other)])
+    answers, order = {}, []
+    while engine.has_work:
+        steps.append([])
+        found = dict(engine.turn())
+        answers |= found
+        order += found
+        (warm,) = engine.answer([query(f"warm {len(steps)}", history[:3])])
+        assert_answers(warm, recompute(history[:3]))
+    assert max(len(each) for each in steps) <= 2, "a step of the network a turn, and one of the request between turns"
+    assert order == [long, rolled] or order == [rolled, long]
+    np.testing.assert_array_equal(answers[rolled].items, expected.items)
+    np.testing.assert_allclose(answers[rolled].scores, expected.scores, atol=TOLERANCE)
+    assert_answers(answers[long], recompute(other))
+    assert not engine.pool.pinned.any()
+    assert len(engine.pool) + len(engine.pool._free_rows) == engine.pool.num_pages
+    for user in list(engine.pool._rows):
+        engine.pool.drop(user)
+    assert engine.pool.num_free_pages == engine.pool.num_pages
+    assert pages < engine.pool.num_pages
+
+
+@pytest.mark.parametrize("events", [0, 20])
+def test_a_rollout_that_is_given_up_leaves_no_fork(make_engine, make_history, events):
+    engine = make_engine()
+    engine.answer_all([query("u", make_history(1, events), k=1)])
+    free_pages, free_rows = engine.pool.num_free_pages, len(engine.pool._free_rows)
+    engine.answer([rollout("u")])
+    for _ in range(4):
+        assert not engine.turn()
+    assert engine.pool.num_free_pages < free_pages
+    engine.give_up()
+    assert (engine.pool.num_free_pages, len(engine.pool._free_rows)) == (free_pages, free_rows)
+    assert not engine.pool.pinned.any()
+
+
+def test_a_log_that_may_have_lost_events_begins_rollouts_anew(make_engine, make_history):
+    engine = make_engine()
+    engine.answer_all([query("u", make_history(1, 20))])
+    (expected,) = engine.answer_all([rollout("u")])
+    (ticket,) = engine.answer([rollout("u")])
+    for _ in range(3):
+        engine.turn()
+    engine.log.generation += 1
+    engine.answer([query("other", EMPTY)])
+    assert engine.pool.num_free_pages == engine.pool.num_pages
+    answer = take_turns(engine)[ticket]
+    np.testing.assert_array_equal(answer.items, expected.items)
+    np.testing.assert_allclose(answer.scores, expected.scores, atol=TOLERANCE)
+    assert not engine.pool.pinned.any()
+
+
+def test_rollouts_that_do_not_fit_together_take_turns(make_engine, make_history):
+    page_bytes = 2 * 2 * 16 * 2 * 8 * 4
+    engine = make_engine(memory_bytes=24 * page_bytes, chunk_events=16, inline_events=16)
+    histories = {f"u{seed}": make_history(seed, 20) for seed in range(6)}
+    roomy = make_engine()
+    for user, history in histories.items():
+        engine.answer_all([query(user, history)])
+    answers = engine.answer_all([rollout(user, beam=8) for user in histories])
+    for answer, expected in zip(answers, roomy.answer_all([rollout(user, beam=8) for user in histories]), strict=True):
+        assert answer.error is None
+        np.testing.assert_array_equal(answer.items, expected.items)
+        np.testing.assert_allclose(answer.scores, expected.scores, atol=TOLERANCE)
+    assert not engine.pool.pinned.any()
+
+
+@pytest.mark.parametrize("known", [0, 10], ids=["cold", "behind"])
+def test_a_request_that_retention_overtakes_is_answered_after_what_the_log_holds(
+    network, tmp_path, make_history, recompute, known
+):
+    field = network.config.receptive_field
+    log = LmdbLog(tmp_path / "short", durability="none", max_bytes=64 << 20, max_user_events=field + 1)
+    config = EngineConfig(page_size=16, inline_events=8, chunk_events=16, memory_bytes=4 << 20)
+    late, other = Engine(network, log, config), Engine(network, log, config)
+    history = make_history(3, 400)
+    if known:
+        late.answer_all([query("u", history[:known])])
+    other.answer_all([query("u", history[known : known + 20], k=0)])
+    (ticket,) = late.answer([query("u", EMPTY)])
+    assert isinstance(ticket, Ticket)
+    for start in range(known + 20, 400, 40):
+        other.answer_all([query("u", history[start : start + 40], k=0)])
+    assert log.extent(b"u").first > known + 20
+    answer = take_turns(late)[ticket]
+    assert answer.error is None
+    assert answer.length == log.length(b"u") == 400
+    assert_answers(answer, recompute(history))
+    log.close()

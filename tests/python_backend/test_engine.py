@@ -12,6 +12,7 @@ from longrec.protocol import Status
 from longrec.python_backend.engine import Engine
 from longrec.python_backend.event_log import Append
 from longrec.python_backend.event_log.lmdb_log import LmdbLog
+from longrec.python_backend.event_log.redis_log import RedisLog
 from longrec.python_backend.query import Query
 
 EMPTY = np.empty((0, 2), np.int64)
@@ -261,4 +262,20 @@ def test_a_damaged_log_fails_its_user_alone(tmp_path, network, make_history, rec
     assert "checksum" in str(answers[1].error)
     for answer, history in zip((answers[0], answers[2]), (histories["well"], histories["fine"]), strict=True):
         assert_ranks(answer, recompute(history))
+    log.close()
+
+
+def test_users_who_are_behind_are_read_from_redis_in_one_round_trip(network, redis_server, make_history, recompute):
+    log = RedisLog(redis_server.url, durability="none")
+    config = EngineConfig(page_size=16, inline_events=40, memory_bytes=4 << 20)
+    histories = {b"%d" % seed: make_history(seed, 9 + 3 * seed) for seed in range(6)}
+    Engine(network, log, config).answer([Query(user, rows, -1, None, 0) for user, rows in histories.items()])
+    engine = Engine(network, log, config)
+    with redis_server.client() as client:
+        before = client.info("stats")["total_reads_processed"]
+        answers = engine.answer([Query(user, EMPTY, -1, None, 5) for user in histories])
+        trips = client.info("stats")["total_reads_processed"] - before
+    for answer, history in zip(answers, histories.values(), strict=True):
+        np.testing.assert_allclose(answer.scores, np.sort(recompute(history))[::-1][:5], atol=1e-4)
+    assert trips <= 3, "the append, the batch's read, and the question for this number"
     log.close()

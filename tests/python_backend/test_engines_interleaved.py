@@ -138,11 +138,16 @@ class _Players:
         for row in pool._rows.values():
             count = int(-((pool.first[row] - pool.length[row]) // pool.page_size))
             held += pool._tables[row, :count].tolist()
+        forks = sorted(set(range(pool.num_pages)) - set(pool._free_rows) - set(pool._rows.values()))
+        for row in forks:  # of rollouts that are under way
+            count = int(-((pool.first[row] - pool.length[row]) // pool.page_size))
+            held += pool._tables[row, pool._borrowed[row] : count].tolist()
         held += pool._free[: pool._num_free].tolist()
         assert sorted(held) == list(range(pool.num_pages))
-        assert len(pool._free_rows) + len(pool._rows) == pool.num_pages
-        assert not pool._borrowed.any()
+        assert len(pool._free_rows) + len(pool._rows) + len(forks) == pool.num_pages
+        assert not np.delete(pool._borrowed, forks).any()
         if not self.pending[at]:
+            assert not forks
             assert not pool.pinned.any()
 
 

@@ -313,6 +313,7 @@ def test_a_step_that_fails_leaves_no_fork(engine, make_history, monkeypatch):
     monkeypatch.undo()
     assert len(calls) == 3
     assert engine.pool.num_free_pages == held
+    engine.give_up()
     assert not engine.pool.pinned.any()
     np.testing.assert_array_equal(engine.answer_all([query(user)])[0].scores, before.scores)
 
