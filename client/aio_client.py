@@ -3,7 +3,7 @@
 import asyncio
 import inspect
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -13,7 +13,7 @@ from longrec.client.base import BaseClient
 from longrec.client.connection import Connection
 from longrec.client.progress import showing
 from longrec.client.steps import Steps
-from longrec.client.types import Appended, Events, ModelInfo, Options, Prediction, Scored
+from longrec.client.types import Appended, Events, Items, ModelInfo, Options, Prediction, Scored
 from longrec.errors import ServerError
 from longrec.protocol import DEFAULT_K
 
@@ -33,10 +33,11 @@ class AsyncClient(BaseClient[AsyncTransport, Events | Awaitable[Events]]):
     Args:
         history: as `Client`'s, or a coroutine function.
         transport: (url, model, connection) -> what carries requests, in place of gRPC.
-        url, model, timeout_seconds, number, resend_seconds, retry, tls, headers, compression: as `Client`.
+        url, model, timeout_seconds, number, resend_seconds, retry, tls, headers, compression, catalogue: as
+            `Client`.
 
     Raises:
-        ArgumentError: an argument doesn't fit.
+        ArgumentError, CheckpointError: as `Client`.
     """
 
     async def recommend(
@@ -46,16 +47,16 @@ class AsyncClient(BaseClient[AsyncTransport, Events | Awaitable[Events]]):
         events: Events = (),
         k: int = DEFAULT_K,
         horizon: int | None = None,
-        exclude: Sequence[int] | None = None,
+        exclude: Items | None = None,
         explain: int | None = None,
-        candidates: Sequence[int] | None = None,
+        candidates: Items | None = None,
         options: Options | None = None,
     ) -> Prediction:
         """As `Client.recommend`."""
         return await self.run(self.core.recommend(user, events, k, horizon, exclude, explain, candidates, options))
 
     async def score(
-        self, *, user: str, candidates: Sequence[int], events: Events = (), options: Options | None = None
+        self, *, user: str, candidates: Items, events: Events = (), options: Options | None = None
     ) -> Scored:
         """As `Client.score`."""
         return await self.run(self.core.score(user, candidates, events, options))

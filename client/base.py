@@ -1,10 +1,13 @@
 """What `Client` and `AsyncClient` are made of: arguments, transports, and what needs no waiting."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
+from longrec.catalogue import Catalogue
 from longrec.client.connection import Connection, Retry, Tls
 from longrec.client.core import Core
+from longrec.client.ids import load_catalogue
 from longrec.client.steps import Ask, Describe, Look, Send, Step
 from longrec.client.types import Event
 from longrec.protocol import MODEL
@@ -31,6 +34,7 @@ class BaseClient(Generic[TransportT, HistoryT]):
         tls: Tls | None = None,
         headers: Mapping[str, str] | None = None,
         compression: Literal["none", "gzip", "deflate"] = "none",
+        catalogue: Catalogue | str | Path | None = None,
         transport: Callable[[str, str, Connection], TransportT] | None = None,
     ) -> None:
         self._prepare()
@@ -45,6 +49,7 @@ class BaseClient(Generic[TransportT, HistoryT]):
             tls=tls,
             headers=headers,
             compression=compression,
+            catalogue=load_catalogue(catalogue),
             watch=self._watch,
         )
         make = transport or self._grpc

@@ -8,8 +8,19 @@ from typing import Any, Final, Literal, cast
 
 import numpy as np
 
+from longrec.catalogue import Catalogue
 from longrec.client.bulk import Alone, Batch, Places, batches
-from longrec.client.codec import DEFAULTS, MAX_K, Request, Tensor, check_k, encode_user, option_parameters, prepare
+from longrec.client.codec import (
+    DEFAULTS,
+    MAX_K,
+    Query,
+    Request,
+    Tensor,
+    check_k,
+    encode_user,
+    option_parameters,
+    prepare,
+)
 from longrec.client.connection import Connection, Retry, Tls, check_model, check_seconds, check_urls
 from longrec.client.delivery import Delivery, Next, Outcome
 from longrec.client.fleet import Fleet
@@ -17,7 +28,7 @@ from longrec.client.frames import requests_of
 from longrec.client.ledger import Ledger
 from longrec.client.retrying import ENDLESS, Budget, Retries, is_passing
 from longrec.client.steps import Ask, Describe, Look, Send, Sleep, Steps
-from longrec.client.types import Appended, Event, Events, ModelInfo, Options, Prediction, Scored
+from longrec.client.types import Appended, Event, Events, Items, ModelInfo, Options, Prediction, Scored
 from longrec.errors import ArgumentError, DeadlineError, ServerError
 
 __all__ = ["Core"]
@@ -33,6 +44,7 @@ class Core:
 
     Args:
         watch: has `probe` run in the background, once.
+        catalogue: items are given by their ids then.
         url, model, timeout_seconds, number, resend_seconds, history, retry, tls, headers, compression: as `Client`.
     """
 
@@ -49,6 +61,7 @@ class Core:
         tls: Tls | None,
         headers: Mapping[str, str] | None,
         compression: Literal["none", "gzip", "deflate"],
+        catalogue: Catalogue | None,
         watch: Callable[[], None],
     ) -> None:
         self.fleet = Fleet(check_urls(url))
@@ -63,7 +76,8 @@ class Core:
         self.budget = Budget(self.retry.per_second)
         self.history = history
         self.number = bool(number)
-        self.ledger = Ledger(check_seconds("resend_seconds", resend_seconds))
+        self.catalogue = catalogue
+        self.ledger = Ledger(check_seconds("resend_seconds", resend_seconds), catalogue=catalogue)
         self._watch = watch
         self._checked: set[int] = set()  # servers that said what they speak, since they were last reached anew
 
@@ -73,9 +87,9 @@ class Core:
         events: Events,
         k: int,
         horizon: int | None,
-        exclude: Sequence[int] | None,
+        exclude: Items | None,
         explain: int | None,
-        candidates: Sequence[int] | None,
+        candidates: Items | None,
         options: Options | None,
     ) -> Steps[Prediction]:
         """`Client.recommend`."""
@@ -88,12 +102,12 @@ class Core:
         delivery = self._delivery(user, events, k=k, candidates=candidates, options=chosen)
         return cast("Steps[Prediction]", self.deliver(delivery, self.deadline()))
 
-    def score(self, user: str, candidates: Sequence[int], events: Events, options: Options | None) -> Steps[Scored]:
+    def score(self, user: str, candidates: Items, events: Events, options: Options | None) -> Steps[Scored]:
         """`Client.score`: in parts of at most `MAX_K`, the first with the events."""
         chosen, deadline = options or DEFAULTS, self.deadline()
         if chosen.horizon != 1 or chosen.explain:
             raise ArgumentError("options", "neither a horizon nor explain with score", remedy="ask recommend")
-        whole = prepare(user, events, k=1, candidates=candidates, options=chosen).candidates
+        whole = self._prepare(user, events, k=1, candidates=candidates, options=chosen).candidates
         indices = np.frombuffer(whole.data, np.int64)
         parts = [indices[start : start + MAX_K] for start in range(0, len(indices), MAX_K)]
         deliveries = [
@@ -111,13 +125,13 @@ class Core:
                 position = max(position, part.position)
             scores = np.array([known.get(item, -np.inf) for item in indices.tolist()], np.float32)
             scores.flags.writeable = False
-            return Scored(user, indices, scores, position)
+            return Scored(user, indices, scores, position, self.catalogue)
 
         return steps()
 
     def append(self, user: str, events: Events) -> Steps[Appended]:
         """`Client.append`."""
-        query = prepare(user, events, k=None)
+        query = self._prepare(user, events, k=None)
         if not len(events):
             raise ArgumentError("events", "at least one", got="none", remedy="history_length only asks")
         delivery = Delivery(self.ledger, query, number=self.number)
@@ -159,10 +173,10 @@ class Core:
         for name, value, most in (("batch_size", batch_size, 256), ("in_flight", in_flight, 64)):
             if not isinstance(value, int) or not 1 <= value <= most:
                 raise ArgumentError(f"{name}={value!r}", f"an integer in 1..{most}")
-        question = prepare("-", k=k, options=chosen)
+        question = self._prepare("-", k=k, options=chosen)
         return (
             self._batch(Batch(self.ledger, entries, question, number=self.number), self.deadline())
-            for entries in batches(requests_of(requests), batch_size)
+            for entries in batches(requests_of(requests, self.catalogue), batch_size)
         )
 
     def deliver(
@@ -215,7 +229,10 @@ class Core:
             self._watch()
 
     def _delivery(self, user: str, events: Events = (), **arguments: Any) -> Delivery:
-        return Delivery(self.ledger, prepare(user, events, **arguments), number=self.number)
+        return Delivery(self.ledger, self._prepare(user, events, **arguments), number=self.number)
+
+    def _prepare(self, user: str, events: Events = (), **arguments: Any) -> Query:
+        return prepare(user, events, catalogue=self.catalogue, **arguments)
 
     def _send(self, request: Request, deadline: float, repeatable: bool) -> Steps[Mapping[str, Tensor]]:
         """Send a request, again where that may help."""
@@ -327,7 +344,7 @@ class Core:
         """Arguments of `stream`."""
         check_k(k)
         if options is not None:
-            option_parameters(options)
+            option_parameters(options, self.catalogue)
         if not isinstance(max_in_flight, int) or not 1 <= max_in_flight <= 65_536:
             raise ArgumentError(f"max_in_flight={max_in_flight!r}", "an integer in 1..65536")
         return options or DEFAULTS
