@@ -1,6 +1,7 @@
 """What `Client` and `AsyncClient` are made of: arguments, transports, and what needs no waiting."""
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
@@ -8,7 +9,7 @@ from longrec.catalogue import Catalogue
 from longrec.client.connection import Connection, Retry, Tls
 from longrec.client.core import Core
 from longrec.client.ids import load_catalogue
-from longrec.client.steps import Ask, Describe, Look, Send, Step
+from longrec.client.steps import Ask, Await, Describe, Look, Send, Step
 from longrec.client.types import Event
 from longrec.protocol import MODEL
 
@@ -73,6 +74,8 @@ class BaseClient(Generic[TransportT, HistoryT]):
             return self._transport(step.server).model_info(step.seconds)
         if isinstance(step, Ask):
             return self.core.history(step.user) if self.core.history else None
+        if isinstance(step, Await):
+            return self._wait(step.future, step.seconds)
         return self._sleep(step.seconds)
 
     def _prepare(self) -> None:
@@ -86,6 +89,10 @@ class BaseClient(Generic[TransportT, HistoryT]):
         raise NotImplementedError
 
     def _sleep(self, seconds: float) -> Any:
+        raise NotImplementedError
+
+    def _wait(self, future: Future[Any], seconds: float) -> Any:
+        """The future's result, or what to await for it; `DeadlineError` if it takes longer."""
         raise NotImplementedError
 
     def _watch(self) -> None:

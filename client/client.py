@@ -4,6 +4,7 @@ import contextlib
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, TypeVar
@@ -15,7 +16,7 @@ from longrec.client.steps import Steps
 from longrec.client.stream import Stream
 from longrec.client.transport import GrpcTransport, Transport
 from longrec.client.types import Appended, Events, Items, ModelInfo, Options, Prediction, Scored
-from longrec.errors import ServerError
+from longrec.errors import DeadlineError, ServerError
 from longrec.protocol import DEFAULT_K
 
 __all__ = ["Client"]
@@ -251,6 +252,12 @@ class Client(BaseClient[Transport, Events]):
     def _sleep(self, seconds: float) -> None:
         if self._closed.wait(seconds):
             raise ServerError("the client was closed")
+
+    def _wait(self, future: Future[Any], seconds: float) -> Any:
+        try:
+            return future.result(seconds)
+        except (futures.TimeoutError, TimeoutError):
+            raise DeadlineError(f"no answer in time ({self.core.timeout_seconds} s)") from None
 
     def _watch(self) -> None:
         with self._lock:

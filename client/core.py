@@ -2,8 +2,10 @@
 
 import dataclasses
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from typing import Any, Final, Literal, cast
 
 import numpy as np
@@ -27,7 +29,7 @@ from longrec.client.fleet import Fleet
 from longrec.client.frames import requests_of
 from longrec.client.ledger import Ledger
 from longrec.client.retrying import ENDLESS, Budget, Retries, is_passing
-from longrec.client.steps import Ask, Describe, Look, Send, Sleep, Steps
+from longrec.client.steps import Ask, Await, Describe, Look, Send, Sleep, Steps
 from longrec.client.types import Appended, Event, Events, Items, ModelInfo, Options, Prediction, Scored
 from longrec.errors import ArgumentError, DeadlineError, ServerError
 
@@ -80,6 +82,8 @@ class Core:
         self.ledger = Ledger(check_seconds("resend_seconds", resend_seconds), catalogue=catalogue)
         self._watch = watch
         self._checked: set[int] = set()  # servers that said what they speak, since they were last reached anew
+        self._checking: dict[int, Future[ServerError | None]] = {}  # servers that are being asked, and what comes of it
+        self._lock = threading.Lock()
 
     def recommend(
         self,
@@ -174,10 +178,14 @@ class Core:
             if not isinstance(value, int) or not 1 <= value <= most:
                 raise ArgumentError(f"{name}={value!r}", f"an integer in 1..{most}")
         question = self._prepare("-", k=k, options=chosen)
-        return (
-            self._batch(Batch(self.ledger, entries, question, number=self.number), self.deadline())
-            for entries in batches(requests_of(requests, self.catalogue), batch_size)
-        )
+
+        def calls() -> Iterator[Steps[list[Prediction | ServerError]]]:
+            for entries in batches(requests_of(requests, self.catalogue), batch_size):
+                steps = self._batch(Batch(self.ledger, entries, question, number=self.number), self.deadline())
+                next(steps)
+                yield steps
+
+        return calls()
 
     def deliver(
         self, delivery: Delivery, deadline: float, outcome: Outcome = Next.SEND
@@ -205,9 +213,33 @@ class Core:
         Raises:
             ProtocolError: it doesn't. MissingModelError: it lacks the model. ServerError: it can't be reached.
         """
-        if server not in self._checked:
+        until = time.monotonic() + seconds
+        while server not in self._checked:
+            with self._lock:
+                other = self._checking.get(server)
+                if other is None:
+                    own = self._checking[server] = Future()
+                    own.set_running_or_notify_cancel()  # who waits and gives up can't cancel it for the others
+            if other is None:
+                yield from self._ask(server, until - time.monotonic(), own)
+            else:
+                failure: ServerError | None = yield Await(other, max(0.0, until - time.monotonic()))
+                if failure is not None:
+                    raise type(failure)(str(failure)) from failure
+
+    def _ask(self, server: int, seconds: float, asked: "Future[ServerError | None]") -> Steps[None]:
+        """Ask a server what it speaks, for all calls that wait for it. If this one is cancelled another asks."""
+        failure: ServerError | None = None
+        try:
             yield Describe(server, seconds)
             self._checked.add(server)
+        except ServerError as error:
+            failure = error
+            raise
+        finally:
+            with self._lock:
+                del self._checking[server]
+            asked.set_result(failure)
 
     def probe(self) -> Steps[None]:
         """Look at the servers that are down until none is."""
@@ -275,9 +307,11 @@ class Core:
         return left if self.retry.attempt_seconds is None else min(left, self.retry.attempt_seconds)
 
     def _batch(self, batch: Batch, deadline: float) -> Steps[list[Prediction | ServerError]]:
-        """Everybody's result. Lengths that nobody knows are asked first."""
+        """Everybody's result. Lengths that nobody knows are asked first. The first step does nothing: once it was
+        taken, a call that is closed before it did anything leaves the batch's events owed."""
         everybody = range(len(batch.results))
         try:
+            yield Sleep(0)
             for places in batch.groups(batch.unknown, self.fleet.pick):
                 yield from self._together(batch, places, deadline, batch.lengths_request, batch.learn)
             together = [place for place in everybody if place not in batch.alone and batch.results[place] is None]
