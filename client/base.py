@@ -1,5 +1,6 @@
 """What `Client` and `AsyncClient` are made of: arguments, transports, and what needs no waiting."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -19,7 +20,7 @@ TransportT = TypeVar("TransportT")
 HistoryT = TypeVar("HistoryT")
 
 
-class BaseClient(Generic[TransportT, HistoryT]):
+class BaseClient(ABC, Generic[TransportT, HistoryT]):
     """See `Client` and `AsyncClient`, whose arguments these are."""
 
     def __init__(
@@ -78,23 +79,25 @@ class BaseClient(Generic[TransportT, HistoryT]):
             return self._wait(step.future, step.seconds)
         return self._sleep(step.seconds)
 
+    @abstractmethod
     def _prepare(self) -> None:
         """What a client keeps beside this."""
 
     def _transport(self, server: int) -> Any:
         return self.transports[server]
 
+    @abstractmethod
     def _grpc(self, url: str, model: str, connection: Connection) -> TransportT:
         """What carries requests where the caller says nothing."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _sleep(self, seconds: float) -> Any:
-        raise NotImplementedError
+        """Wait, or what to await for it."""
 
+    @abstractmethod
     def _wait(self, future: Future[Any], seconds: float) -> Any:
         """The future's result, or what to await for it; `DeadlineError` if it takes longer."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _watch(self) -> None:
         """Run the core's `probe` in the background, unless that is under way."""
-        raise NotImplementedError
