@@ -6,7 +6,7 @@ from longrec.client.client import Client
 from longrec.client.connection import Connection, Retry, Tls
 from longrec.client.stream import Stream
 from longrec.client.transport import StreamCall, Transport
-from longrec.client.types import Appended, Event, Events, ModelInfo, Options, Prediction, Scored
+from longrec.client.types import Appended, Event, Events, Items, ModelInfo, Options, Prediction, Scored
 from longrec.errors import (
     AccessError,
     ArgumentError,
@@ -35,6 +35,7 @@ __all__ = [
     "Event",
     "Events",
     "GapError",
+    "Items",
     "LongrecError",
     "MissingModelError",
     "ModelInfo",

@@ -3,7 +3,8 @@
 import asyncio
 import inspect
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator
+from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -13,8 +14,8 @@ from longrec.client.base import BaseClient
 from longrec.client.connection import Connection
 from longrec.client.progress import showing
 from longrec.client.steps import Steps
-from longrec.client.types import Appended, Events, ModelInfo, Options, Prediction, Scored
-from longrec.errors import ServerError
+from longrec.client.types import Appended, Events, Items, ModelInfo, Options, Prediction, Scored
+from longrec.errors import DeadlineError, ServerError
 from longrec.protocol import DEFAULT_K
 
 __all__ = ["AsyncClient"]
@@ -33,10 +34,11 @@ class AsyncClient(BaseClient[AsyncTransport, Events | Awaitable[Events]]):
     Args:
         history: as `Client`'s, or a coroutine function.
         transport: (url, model, connection) -> what carries requests, in place of gRPC.
-        url, model, timeout_seconds, number, resend_seconds, retry, tls, headers, compression: as `Client`.
+        url, model, timeout_seconds, number, resend_seconds, retry, tls, headers, compression, catalogue: as
+            `Client`.
 
     Raises:
-        ArgumentError: an argument doesn't fit.
+        ArgumentError, CheckpointError: as `Client`.
     """
 
     async def recommend(
@@ -46,16 +48,16 @@ class AsyncClient(BaseClient[AsyncTransport, Events | Awaitable[Events]]):
         events: Events = (),
         k: int = DEFAULT_K,
         horizon: int | None = None,
-        exclude: Sequence[int] | None = None,
+        exclude: Items | None = None,
         explain: int | None = None,
-        candidates: Sequence[int] | None = None,
+        candidates: Items | None = None,
         options: Options | None = None,
     ) -> Prediction:
         """As `Client.recommend`."""
         return await self.run(self.core.recommend(user, events, k, horizon, exclude, explain, candidates, options))
 
     async def score(
-        self, *, user: str, candidates: Sequence[int], events: Events = (), options: Options | None = None
+        self, *, user: str, candidates: Items, events: Events = (), options: Options | None = None
     ) -> Scored:
         """As `Client.score`."""
         return await self.run(self.core.score(user, candidates, events, options))
@@ -139,15 +141,18 @@ class AsyncClient(BaseClient[AsyncTransport, Events | Awaitable[Events]]):
         progress: bool,
         errors: list[ServerError] | None,
     ) -> AsyncIterator[Prediction]:
-        running: deque[asyncio.Task[list[Prediction | ServerError]]] = deque()
+        running: deque[tuple[Steps[Any], asyncio.Task[list[Prediction | ServerError]]]] = deque()
         try:
             with showing(progress) as advance:
                 while True:
                     while len(running) < in_flight and (steps := next(calls, None)) is not None:
-                        running.append(asyncio.ensure_future(self.run(steps)))
+                        running.append((steps, asyncio.ensure_future(self.run(steps))))
                     if not running:
                         return
-                    for result in await running.popleft():
+                    _, task = running[0]
+                    results = await task
+                    running.popleft()
+                    for result in results:
                         advance()
                         if not isinstance(result, ServerError):
                             yield result
@@ -156,9 +161,11 @@ class AsyncClient(BaseClient[AsyncTransport, Events | Awaitable[Events]]):
                         else:
                             errors.append(result)
         finally:
-            for task in running:
+            for _, task in running:
                 task.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
+            await asyncio.gather(*(task for _, task in running), return_exceptions=True)
+            for steps, _ in running:
+                steps.close()  # of a task that was cancelled before its first step
 
     def _prepare(self) -> None:
         self._prober: asyncio.Task[None] | None = None
@@ -168,6 +175,12 @@ class AsyncClient(BaseClient[AsyncTransport, Events | Awaitable[Events]]):
 
     def _sleep(self, seconds: float) -> Awaitable[None]:
         return asyncio.sleep(seconds)
+
+    async def _wait(self, future: Future[Any], seconds: float) -> Any:
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(future), seconds)
+        except (asyncio.TimeoutError, TimeoutError):
+            raise DeadlineError(f"no answer in time ({self.core.timeout_seconds} s)") from None
 
     def _watch(self) -> None:
         if self._prober is None or self._prober.done():

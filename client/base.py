@@ -1,11 +1,16 @@
 """What `Client` and `AsyncClient` are made of: arguments, transports, and what needs no waiting."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
+from longrec.catalogue import Catalogue
 from longrec.client.connection import Connection, Retry, Tls
 from longrec.client.core import Core
-from longrec.client.steps import Ask, Describe, Look, Send, Step
+from longrec.client.ids import load_catalogue
+from longrec.client.steps import Ask, Await, Describe, Look, Send, Step
 from longrec.client.types import Event
 from longrec.protocol import MODEL
 
@@ -15,7 +20,7 @@ TransportT = TypeVar("TransportT")
 HistoryT = TypeVar("HistoryT")
 
 
-class BaseClient(Generic[TransportT, HistoryT]):
+class BaseClient(ABC, Generic[TransportT, HistoryT]):
     """See `Client` and `AsyncClient`, whose arguments these are."""
 
     def __init__(
@@ -31,6 +36,7 @@ class BaseClient(Generic[TransportT, HistoryT]):
         tls: Tls | None = None,
         headers: Mapping[str, str] | None = None,
         compression: Literal["none", "gzip", "deflate"] = "none",
+        catalogue: Catalogue | str | Path | None = None,
         transport: Callable[[str, str, Connection], TransportT] | None = None,
     ) -> None:
         self._prepare()
@@ -45,6 +51,7 @@ class BaseClient(Generic[TransportT, HistoryT]):
             tls=tls,
             headers=headers,
             compression=compression,
+            catalogue=load_catalogue(catalogue),
             watch=self._watch,
         )
         make = transport or self._grpc
@@ -68,21 +75,29 @@ class BaseClient(Generic[TransportT, HistoryT]):
             return self._transport(step.server).model_info(step.seconds)
         if isinstance(step, Ask):
             return self.core.history(step.user) if self.core.history else None
+        if isinstance(step, Await):
+            return self._wait(step.future, step.seconds)
         return self._sleep(step.seconds)
 
+    @abstractmethod
     def _prepare(self) -> None:
         """What a client keeps beside this."""
 
     def _transport(self, server: int) -> Any:
         return self.transports[server]
 
+    @abstractmethod
     def _grpc(self, url: str, model: str, connection: Connection) -> TransportT:
         """What carries requests where the caller says nothing."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _sleep(self, seconds: float) -> Any:
-        raise NotImplementedError
+        """Wait, or what to await for it."""
 
+    @abstractmethod
+    def _wait(self, future: Future[Any], seconds: float) -> Any:
+        """The future's result, or what to await for it; `DeadlineError` if it takes longer."""
+
+    @abstractmethod
     def _watch(self) -> None:
         """Run the core's `probe` in the background, unless that is under way."""
-        raise NotImplementedError

@@ -14,11 +14,12 @@ isn't plain OK) goes on alone, as a `Delivery`; both keep the same book.
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
-from typing import Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from longrec.catalogue import Catalogue
 from longrec.client.codec import (
     ITEM,
     NO_EVENTS,
@@ -91,7 +92,7 @@ class Batch:
         self.users = [user for user, _ in entries]
         self._ledger, self._question, self._numbers = ledger, question, number
         self._keys = _keys(self.users)
-        self._rows, self._counts = rows_of([events for _, events in entries])
+        self._rows, self._counts = rows_of([events for _, events in entries], question.catalogue)
         self._ends = np.cumsum(self._counts)
         self.results: list[Prediction | ServerError | None] = [None] * len(entries)
         self.alone: dict[int, Delivery] = {}
@@ -214,7 +215,9 @@ class Batch:
         for place, own_items, own_scores, length, why, is_plain in rows:
             if is_plain:
                 user = self.users[place]
-                self.results[place] = Prediction(user, own_items, own_scores, length, Status.OK, why)
+                self.results[place] = Prediction(
+                    user, own_items, own_scores, length, Status.OK, why, question.catalogue
+                )
                 done.append((user, self._books[place], length))
         if options.horizon == 1:
             self._shorten(places[plain & (items[:, -1] == NO_ITEM)])
@@ -268,7 +271,13 @@ class Batch:
             ranked = int(np.argmax(whole.items == NO_ITEM))
             because = None if whole.because is None else whole.because[:ranked]
             self.results[place] = Prediction(
-                whole.user, whole.items[:ranked], whole.scores[:ranked], whole.position, whole.status, because
+                whole.user,
+                whole.items[:ranked],
+                whole.scores[:ranked],
+                whole.position,
+                whole.status,
+                because,
+                whole.catalogue,
             )
 
     def _resume(self, place: int) -> Delivery:
@@ -290,27 +299,32 @@ def batches(values: Iterable[T], size: int) -> Iterator[list[T]]:
         yield batch
 
 
-def rows_of(events: Sequence[Events]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def rows_of(
+    events: Sequence[Events], catalogue: Catalogue | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Many users' events as one array [n, 3], and how many each has.
 
     Raises:
         ArgumentError: as `event_rows`.
     """
-    rows = _plain_rows(events)
+    rows = _plain_rows(events, catalogue)
     if rows is not None:
         return rows, np.array([len(own) for own in events], np.int64)
-    each = [event_rows(own) for own in events]
+    each = [event_rows(own, catalogue) for own in events]
     return np.concatenate((NO_EVENTS, *each)), np.array([len(own) for own in each], np.int64)
 
 
-def _plain_rows(events: Sequence[Events]) -> NDArray[np.int64] | None:
-    """Rows where all are lists of `Event`s without positions, of plain integers; None: look at each."""
+def _plain_rows(events: Sequence[Events], catalogue: Catalogue | None) -> NDArray[np.int64] | None:
+    """Rows where all are lists of `Event`s without positions, of plain integers and known ids; None: look at each."""
     if not set(map(type, events)) <= {list, tuple}:
         return None
     flat = [event for own in events for event in own]
     if not set(map(type, flat)) <= {Event}:
         return None
-    items, times = [event.item for event in flat], [event.time_ms for event in flat]
+    items: list[Any] = [event.item for event in flat]
+    times = [event.time_ms for event in flat]
+    if catalogue is not None and set(map(type, items)) <= {int, str}:
+        items = [catalogue.index.get(str(item), NO_ITEM) for item in items]
     if not set(map(type, items)) | set(map(type, times)) <= {int} or any(e.position is not None for e in flat):
         return None
     rows = np.full((len(flat), WIDTH), UNCHECKED_POSITION, np.int64)

@@ -3,7 +3,8 @@
 import contextlib
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, TypeVar
@@ -14,8 +15,8 @@ from longrec.client.progress import showing
 from longrec.client.steps import Steps
 from longrec.client.stream import Stream
 from longrec.client.transport import GrpcTransport, Transport
-from longrec.client.types import Appended, Events, ModelInfo, Options, Prediction, Scored
-from longrec.errors import ServerError
+from longrec.client.types import Appended, Events, Items, ModelInfo, Options, Prediction, Scored
+from longrec.errors import DeadlineError, ServerError
 from longrec.protocol import DEFAULT_K
 
 __all__ = ["Client"]
@@ -55,10 +56,13 @@ class Client(BaseClient[Transport, Events]):
         tls: encryption; None: none.
         headers: sent with every call, such as `{"authorization": "Bearer …"}`.
         compression: of requests.
+        catalogue: of the run that is served, its file, or the run's folder: items are given by the data set's own ids
+            then (`Event.item`, candidates, exclude, a frame's `item`), and results have `ids` and `titles`. An integer
+            array holds indices even so. Ids are text; an integer stands for its digits.
         transport: (url, model, connection) -> what carries requests, in place of gRPC.
 
     Raises:
-        ArgumentError: an argument doesn't fit.
+        ArgumentError: an argument doesn't fit. CheckpointError: the catalogue's file isn't one.
     """
 
     def recommend(
@@ -68,9 +72,9 @@ class Client(BaseClient[Transport, Events]):
         events: Events = (),
         k: int = DEFAULT_K,
         horizon: int | None = None,
-        exclude: Sequence[int] | None = None,
+        exclude: Items | None = None,
         explain: int | None = None,
-        candidates: Sequence[int] | None = None,
+        candidates: Items | None = None,
         options: Options | None = None,
     ) -> Prediction:
         """Append a user's new events and rank what comes next.
@@ -80,7 +84,7 @@ class Client(BaseClient[Transport, Events]):
             events: new events, oldest first; none: only ask.
             k: items wanted, 1..256 (the server's model parameter max_k may be lower).
             horizon, exclude, explain: as in `Options`, whose values they replace.
-            candidates: catalogue indices to rank, at least one; None: the whole catalogue.
+            candidates: items to rank, at least one; None: the whole catalogue.
             options: rollouts, what to leave out, explanations; None: a plain ranking.
 
         Raises:
@@ -90,14 +94,12 @@ class Client(BaseClient[Transport, Events]):
         """
         return self.run(self.core.recommend(user, events, k, horizon, exclude, explain, candidates, options))
 
-    def score(
-        self, *, user: str, candidates: Sequence[int], events: Events = (), options: Options | None = None
-    ) -> Scored:
+    def score(self, *, user: str, candidates: Items, events: Events = (), options: Options | None = None) -> Scored:
         """Append a user's new events and score candidates, each of them.
 
         Args:
             user, events: as `recommend`.
-            candidates: catalogue indices, at least one.
+            candidates: items, at least one.
             options: what to leave out, probabilities; None: logits of all.
 
         Raises:
@@ -250,6 +252,12 @@ class Client(BaseClient[Transport, Events]):
     def _sleep(self, seconds: float) -> None:
         if self._closed.wait(seconds):
             raise ServerError("the client was closed")
+
+    def _wait(self, future: Future[Any], seconds: float) -> Any:
+        try:
+            return future.result(seconds)
+        except (futures.TimeoutError, TimeoutError):
+            raise DeadlineError(f"no answer in time ({self.core.timeout_seconds} s)") from None
 
     def _watch(self) -> None:
         with self._lock:

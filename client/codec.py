@@ -14,7 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longrec import protocol
-from longrec.client.types import Appended, Event, Events, Options, Prediction
+from longrec.catalogue import Catalogue
+from longrec.client.ids import check_indices, index_of, item_indices, unknown_ids
+from longrec.client.types import Appended, Event, Events, Items, Options, Prediction
 from longrec.errors import ArgumentError, ProtocolError
 from longrec.protocol import (
     BECAUSE,
@@ -97,6 +99,7 @@ class Query(NamedTuple):
         rows: [n, 3] int64, the events; see `protocol.EVENT_COLUMNS`.
         candidates: their tensor.
         k, options, parameters, outputs: as in `Request`.
+        catalogue: of the client.
     """
 
     user: str
@@ -107,6 +110,7 @@ class Query(NamedTuple):
     options: Options
     parameters: Mapping[str, int | bool | str]
     outputs: tuple[str, ...]
+    catalogue: Catalogue | None = None
 
     def request(self, rows: NDArray[np.int64]) -> Request:
         """The request with these events [n, 3]."""
@@ -124,8 +128,9 @@ def prepare(
     events: Events = (),
     *,
     k: int | None,
-    candidates: Sequence[int] | None = None,
+    candidates: Items | None = None,
     options: Options = DEFAULTS,
+    catalogue: Catalogue | None = None,
 ) -> Query:
     """Check a request.
 
@@ -133,26 +138,27 @@ def prepare(
         user: 1..256 bytes of UTF-8.
         events: oldest first; may be empty.
         k: items wanted, 1..256; None: ask for STATE only.
-        candidates: catalogue indices to rank, at least one; None: the whole catalogue.
+        candidates: items to rank, at least one; None: the whole catalogue.
         options: how they are predicted.
+        catalogue: of the client: items are given by their ids then.
 
     Raises:
         ArgumentError: naming the argument, what was expected and what came.
     """
     key = encode_user(user)
-    rows = event_rows(events)
+    rows = event_rows(events, catalogue)
     ranked = NO_CANDIDATES
     if candidates is not None:
-        indices = _indices("candidates", candidates)
+        indices = item_indices("candidates", candidates, catalogue)
         ranked = Tensor("INT64", (1, len(indices)), indices.tobytes())
     if k is None:
-        return Query(user, key, rows, ranked, None, options, {}, (STATE,))
+        return Query(user, key, rows, ranked, None, options, {}, (STATE,), catalogue)
     check_k(k)
     if candidates is not None and options.horizon != 1:
         raise ArgumentError("candidates", "None with a horizon above 1", got=f"horizon={options.horizon!r}")
-    parameters = {"k": int(k)} if options is DEFAULTS else {"k": int(k), **option_parameters(options)}
+    parameters = {"k": int(k)} if options is DEFAULTS else {"k": int(k), **option_parameters(options, catalogue)}
     outputs = (ITEMS, SCORES, STATE) if not options.explain else (ITEMS, SCORES, STATE, BECAUSE)
-    return Query(user, key, rows, ranked, int(k), options, parameters, outputs)
+    return Query(user, key, rows, ranked, int(k), options, parameters, outputs, catalogue)
 
 
 def encode(
@@ -160,7 +166,7 @@ def encode(
     events: Events = (),
     *,
     k: int | None,
-    candidates: Sequence[int] | None = None,
+    candidates: Items | None = None,
     options: Options = DEFAULTS,
 ) -> Request:
     """Check a request and lay it out; arguments and errors as `prepare`."""
@@ -178,7 +184,7 @@ def check_k(k: int) -> None:
         raise ArgumentError(f"k={k!r}", f"an integer in 1..{MAX_K}")
 
 
-def option_parameters(options: Options) -> dict[str, int | bool | str]:
+def option_parameters(options: Options, catalogue: Catalogue | None = None) -> dict[str, int | bool | str]:
     """Request parameters of the options that differ from the server's defaults; limits are the server's to know.
 
     Raises:
@@ -199,7 +205,7 @@ def option_parameters(options: Options) -> dict[str, int | bool | str]:
     if options.probabilities:
         parameters["scores"] = "probability"
     if len(options.exclude):
-        parameters["exclude"] = json.dumps(_indices("options.exclude", options.exclude).tolist())
+        parameters["exclude"] = json.dumps(item_indices("options.exclude", options.exclude, catalogue).tolist())
     if options.categories:
         if isinstance(options.categories, str) or not all(isinstance(name, str) for name in options.categories):
             raise ArgumentError("options.categories", "a sequence of names", got=type(options.categories).__name__)
@@ -208,7 +214,7 @@ def option_parameters(options: Options) -> dict[str, int | bool | str]:
 
 
 def decode_prediction(
-    request: "Request | Query", answer: Mapping[str, Tensor], state: tuple[Status, int] | None = None
+    request: Request | Query, answer: Mapping[str, Tensor], state: tuple[Status, int] | None = None
 ) -> Prediction:
     """The result of a request with k; `state` where it was read already.
 
@@ -216,20 +222,21 @@ def decode_prediction(
         ProtocolError: the answer lacks an output, or one has another dtype, shape or size than the protocol says.
     """
     status, length = state or decode_state(answer)
+    catalogue = request.catalogue if isinstance(request, Query) else None
     if status is not Status.OK:
-        return Prediction(request.user, *NOTHING, length, status)
+        return Prediction(request.user, *NOTHING, length, status, None, catalogue)
     options = request.options
     shape = (1, options.horizon, request.k or 0)
     items = read_output(answer, ITEMS, "INT64", np.int64, shape)[0]
     scores = read_output(answer, SCORES, "FP32", np.float32, shape)[0]
     because = read_output(answer, BECAUSE, "INT64", np.int64, (*shape, options.explain))[0] if options.explain else None
     if options.horizon > 1:
-        return Prediction(request.user, items, scores, length, status, because)
+        return Prediction(request.user, items, scores, length, status, because, catalogue)
     items, scores, because = items[0], scores[0], None if because is None else because[0]
     if len(items) and items[-1] == protocol.NO_ITEM:
         ranked = int(np.argmax(items == protocol.NO_ITEM))
         items, scores, because = items[:ranked], scores[:ranked], None if because is None else because[:ranked]
-    return Prediction(request.user, items, scores, length, status, because)
+    return Prediction(request.user, items, scores, length, status, because, catalogue)
 
 
 def decode_appended(request: "Request | Query", answer: Mapping[str, Tensor]) -> Appended:
@@ -259,8 +266,8 @@ def encode_user(user: str) -> Tensor:
     return Tensor("BYTES", (1, 1), len(key).to_bytes(4, "little") + key)
 
 
-def event_rows(events: Events) -> NDArray[np.int64]:
-    """Events as rows [n, 3], checked.
+def event_rows(events: Events, catalogue: Catalogue | None = None) -> NDArray[np.int64]:
+    """Events as rows [n, 3], checked; of `Event`s with ids where there is a catalogue.
 
     Raises:
         ArgumentError: naming the row.
@@ -273,24 +280,32 @@ def event_rows(events: Events) -> NDArray[np.int64]:
     elif not isinstance(events, Sequence) or isinstance(events, (str, bytes)):
         raise ArgumentError("events", "a sequence of Event or an int64 array", got=type(events).__name__)
     else:
-        rows = _rows_of(events)
+        rows = _rows_of(events, catalogue)
     if not len(rows):
         return NO_EVENTS
     for column, name, unit in ((ITEM, "item", "a catalogue index"), (TIME, "time_ms", "unix milliseconds")):
         if rows[:, column].min() < 0:
             row = int(np.argmax(rows[:, column] < 0))
             raise ArgumentError(f"events[{row}].{name}", f"{unit} >= 0", got="a negative integer")
+    check_indices("events", rows[:, ITEM], catalogue)
     _check_positions(rows[:, POSITION])
     return rows
 
 
-def _rows_of(events: Sequence[Event]) -> NDArray[np.int64]:
+def _rows_of(events: Sequence[Event], catalogue: Catalogue | None) -> NDArray[np.int64]:
+    unknown: list[Any] = []
     rows = np.empty((len(events), len(EVENT_COLUMNS)), np.int64)
     for row, event in enumerate(events):
         if not isinstance(event, Event):
             raise ArgumentError(f"events[{row}]", "an Event", got=type(event).__name__)
+        item: Any = event.item
+        if catalogue is not None:
+            item = index_of(f"events[{row}].item", item, catalogue)
+            if item is None:
+                unknown.append(event.item)
+                continue
         position = UNCHECKED_POSITION if event.position is None else event.position
-        for name, value in (("item", event.item), ("time_ms", event.time_ms), ("position", position)):
+        for name, value in (("item", item), ("time_ms", event.time_ms), ("position", position)):
             if not _is_int(value):
                 raise ArgumentError(f"events[{row}].{name}", "an integer", got=type(value).__name__)
         if event.position is not None and position < 0:
@@ -298,9 +313,12 @@ def _rows_of(events: Sequence[Event]) -> NDArray[np.int64]:
                 f"events[{row}].position", "a position >= 0, or None to append", got="a negative integer"
             )
         try:
-            rows[row] = position, event.item, event.time_ms
+            rows[row] = position, item, event.time_ms
         except OverflowError:
             raise ArgumentError(f"events[{row}]", "integers below 2**63", got="a larger one") from None
+    if unknown:
+        assert catalogue is not None
+        raise unknown_ids("events", unknown, catalogue)
     return rows
 
 
@@ -318,23 +336,6 @@ def _check_positions(positions: NDArray[np.int64]) -> None:
             got="another one",
             remedy="sort the events, or send each run in a request of its own",
         )
-
-
-def _indices(argument: str, values: Sequence[int]) -> NDArray[np.int64]:
-    expected = "catalogue indices >= 0 in one dimension, at least one"
-    if argument == "candidates":
-        expected += " (None: the whole catalogue)"
-    try:
-        indices = np.asarray(values)
-    except ValueError:  # ragged
-        raise ArgumentError(argument, expected, got=type(values).__name__) from None
-    if not indices.size:
-        raise ArgumentError(argument, expected, got="none")
-    if indices.ndim != 1 or indices.dtype.kind not in "iu":
-        raise ArgumentError(argument, expected, got=f"{indices.dtype} {list(indices.shape)}")
-    if indices.min() < 0 or indices.max() > np.iinfo(np.int64).max:
-        raise ArgumentError(argument, expected, got="an integer outside 0..2**63 - 1")
-    return indices.astype(np.int64, copy=False)
 
 
 def _is_int(value: object) -> bool:

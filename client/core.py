@@ -2,22 +2,35 @@
 
 import dataclasses
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from typing import Any, Final, Literal, cast
 
 import numpy as np
 
+from longrec.catalogue import Catalogue
 from longrec.client.bulk import Alone, Batch, Places, batches
-from longrec.client.codec import DEFAULTS, MAX_K, Request, Tensor, check_k, encode_user, option_parameters, prepare
+from longrec.client.codec import (
+    DEFAULTS,
+    MAX_K,
+    Query,
+    Request,
+    Tensor,
+    check_k,
+    encode_user,
+    option_parameters,
+    prepare,
+)
 from longrec.client.connection import Connection, Retry, Tls, check_model, check_seconds, check_urls
 from longrec.client.delivery import Delivery, Next, Outcome
 from longrec.client.fleet import Fleet
 from longrec.client.frames import requests_of
 from longrec.client.ledger import Ledger
 from longrec.client.retrying import ENDLESS, Budget, Retries, is_passing
-from longrec.client.steps import Ask, Describe, Look, Send, Sleep, Steps
-from longrec.client.types import Appended, Event, Events, ModelInfo, Options, Prediction, Scored
+from longrec.client.steps import Ask, Await, Describe, Look, Send, Sleep, Steps
+from longrec.client.types import Appended, Event, Events, Items, ModelInfo, Options, Prediction, Scored
 from longrec.errors import ArgumentError, DeadlineError, ServerError
 
 __all__ = ["Core"]
@@ -33,6 +46,7 @@ class Core:
 
     Args:
         watch: has `probe` run in the background, once.
+        catalogue: items are given by their ids then.
         url, model, timeout_seconds, number, resend_seconds, history, retry, tls, headers, compression: as `Client`.
     """
 
@@ -49,6 +63,7 @@ class Core:
         tls: Tls | None,
         headers: Mapping[str, str] | None,
         compression: Literal["none", "gzip", "deflate"],
+        catalogue: Catalogue | None,
         watch: Callable[[], None],
     ) -> None:
         self.fleet = Fleet(check_urls(url))
@@ -63,9 +78,12 @@ class Core:
         self.budget = Budget(self.retry.per_second)
         self.history = history
         self.number = bool(number)
-        self.ledger = Ledger(check_seconds("resend_seconds", resend_seconds))
+        self.catalogue = catalogue
+        self.ledger = Ledger(check_seconds("resend_seconds", resend_seconds), catalogue=catalogue)
         self._watch = watch
         self._checked: set[int] = set()  # servers that said what they speak, since they were last reached anew
+        self._checking: dict[int, Future[ServerError | None]] = {}  # servers that are being asked, and what comes of it
+        self._lock = threading.Lock()
 
     def recommend(
         self,
@@ -73,9 +91,9 @@ class Core:
         events: Events,
         k: int,
         horizon: int | None,
-        exclude: Sequence[int] | None,
+        exclude: Items | None,
         explain: int | None,
-        candidates: Sequence[int] | None,
+        candidates: Items | None,
         options: Options | None,
     ) -> Steps[Prediction]:
         """`Client.recommend`."""
@@ -88,12 +106,12 @@ class Core:
         delivery = self._delivery(user, events, k=k, candidates=candidates, options=chosen)
         return cast("Steps[Prediction]", self.deliver(delivery, self.deadline()))
 
-    def score(self, user: str, candidates: Sequence[int], events: Events, options: Options | None) -> Steps[Scored]:
+    def score(self, user: str, candidates: Items, events: Events, options: Options | None) -> Steps[Scored]:
         """`Client.score`: in parts of at most `MAX_K`, the first with the events."""
         chosen, deadline = options or DEFAULTS, self.deadline()
         if chosen.horizon != 1 or chosen.explain:
             raise ArgumentError("options", "neither a horizon nor explain with score", remedy="ask recommend")
-        whole = prepare(user, events, k=1, candidates=candidates, options=chosen).candidates
+        whole = self._prepare(user, events, k=1, candidates=candidates, options=chosen).candidates
         indices = np.frombuffer(whole.data, np.int64)
         parts = [indices[start : start + MAX_K] for start in range(0, len(indices), MAX_K)]
         deliveries = [
@@ -111,13 +129,13 @@ class Core:
                 position = max(position, part.position)
             scores = np.array([known.get(item, -np.inf) for item in indices.tolist()], np.float32)
             scores.flags.writeable = False
-            return Scored(user, indices, scores, position)
+            return Scored(user, indices, scores, position, self.catalogue)
 
         return steps()
 
     def append(self, user: str, events: Events) -> Steps[Appended]:
         """`Client.append`."""
-        query = prepare(user, events, k=None)
+        query = self._prepare(user, events, k=None)
         if not len(events):
             raise ArgumentError("events", "at least one", got="none", remedy="history_length only asks")
         delivery = Delivery(self.ledger, query, number=self.number)
@@ -159,11 +177,15 @@ class Core:
         for name, value, most in (("batch_size", batch_size, 256), ("in_flight", in_flight, 64)):
             if not isinstance(value, int) or not 1 <= value <= most:
                 raise ArgumentError(f"{name}={value!r}", f"an integer in 1..{most}")
-        question = prepare("-", k=k, options=chosen)
-        return (
-            self._batch(Batch(self.ledger, entries, question, number=self.number), self.deadline())
-            for entries in batches(requests_of(requests), batch_size)
-        )
+        question = self._prepare("-", k=k, options=chosen)
+
+        def calls() -> Iterator[Steps[list[Prediction | ServerError]]]:
+            for entries in batches(requests_of(requests, self.catalogue), batch_size):
+                steps = self._batch(Batch(self.ledger, entries, question, number=self.number), self.deadline())
+                next(steps)
+                yield steps
+
+        return calls()
 
     def deliver(
         self, delivery: Delivery, deadline: float, outcome: Outcome = Next.SEND
@@ -191,9 +213,33 @@ class Core:
         Raises:
             ProtocolError: it doesn't. MissingModelError: it lacks the model. ServerError: it can't be reached.
         """
-        if server not in self._checked:
+        until = time.monotonic() + seconds
+        while server not in self._checked:
+            with self._lock:
+                other = self._checking.get(server)
+                if other is None:
+                    own = self._checking[server] = Future()
+                    own.set_running_or_notify_cancel()  # who waits and gives up can't cancel it for the others
+            if other is None:
+                yield from self._ask(server, until - time.monotonic(), own)
+            else:
+                failure: ServerError | None = yield Await(other, max(0.0, until - time.monotonic()))
+                if failure is not None:
+                    raise type(failure)(str(failure)) from failure
+
+    def _ask(self, server: int, seconds: float, asked: "Future[ServerError | None]") -> Steps[None]:
+        """Ask a server what it speaks, for all calls that wait for it. If this one is cancelled another asks."""
+        failure: ServerError | None = None
+        try:
             yield Describe(server, seconds)
             self._checked.add(server)
+        except ServerError as error:
+            failure = error
+            raise
+        finally:
+            with self._lock:
+                del self._checking[server]
+            asked.set_result(failure)
 
     def probe(self) -> Steps[None]:
         """Look at the servers that are down until none is."""
@@ -215,7 +261,10 @@ class Core:
             self._watch()
 
     def _delivery(self, user: str, events: Events = (), **arguments: Any) -> Delivery:
-        return Delivery(self.ledger, prepare(user, events, **arguments), number=self.number)
+        return Delivery(self.ledger, self._prepare(user, events, **arguments), number=self.number)
+
+    def _prepare(self, user: str, events: Events = (), **arguments: Any) -> Query:
+        return prepare(user, events, catalogue=self.catalogue, **arguments)
 
     def _send(self, request: Request, deadline: float, repeatable: bool) -> Steps[Mapping[str, Tensor]]:
         """Send a request, again where that may help."""
@@ -258,9 +307,11 @@ class Core:
         return left if self.retry.attempt_seconds is None else min(left, self.retry.attempt_seconds)
 
     def _batch(self, batch: Batch, deadline: float) -> Steps[list[Prediction | ServerError]]:
-        """Everybody's result. Lengths that nobody knows are asked first."""
+        """Everybody's result. Lengths that nobody knows are asked first. The first step does nothing: once it was
+        taken, a call that is closed before it did anything leaves the batch's events owed."""
         everybody = range(len(batch.results))
         try:
+            yield Sleep(0)
             for places in batch.groups(batch.unknown, self.fleet.pick):
                 yield from self._together(batch, places, deadline, batch.lengths_request, batch.learn)
             together = [place for place in everybody if place not in batch.alone and batch.results[place] is None]
@@ -327,7 +378,7 @@ class Core:
         """Arguments of `stream`."""
         check_k(k)
         if options is not None:
-            option_parameters(options)
+            option_parameters(options, self.catalogue)
         if not isinstance(max_in_flight, int) or not 1 <= max_in_flight <= 65_536:
             raise ArgumentError(f"max_in_flight={max_in_flight!r}", "an integer in 1..65536")
         return options or DEFAULTS

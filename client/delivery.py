@@ -189,7 +189,7 @@ class Delivery:
         assert self._missing is not None, "supply() without Next.HISTORY"
         start, stop = self._missing
         try:
-            rows = NO_EVENTS if history is None else event_rows(history)
+            rows = NO_EVENTS if history is None else event_rows(history, self.query.catalogue)
             if len(rows) and rows[0, POSITION] == UNCHECKED_POSITION:
                 rows = np.column_stack((np.arange(len(rows)), rows[:, 1:]))
             if len(rows) and rows[0, POSITION] <= start and rows[-1, POSITION] >= stop - 1:
@@ -315,7 +315,8 @@ class Delivery:
         error.events = self._others()
         return error
 
-    def _others(self) -> tuple[tuple[int, int], ...]:
+    def _others(self) -> tuple[tuple[int | str, int], ...]:
         """Items and times of the events of other calls that the server hasn't said it has."""
         own = range(self._base, self._base + len(self._rows)) if self._base is not None else range(0)
-        return tuple((event.item, event.time_ms) for event in self._book.unacknowledged if event.position not in own)
+        others = [event for event in self._book.unacknowledged if event.position not in own]
+        return tuple((event.item, event.time_ms) for event in self._ledger.events(others))

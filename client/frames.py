@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from longrec.client.ids import indices_of, names_of
 from longrec.errors import ArgumentError
 from longrec.protocol import UNCHECKED_POSITION
 
@@ -18,17 +19,19 @@ __all__ = ["prediction_frame", "requests_of"]
 EVENT_NAMES = {"item", "time_ms"}
 
 
-def requests_of(source: "Iterable[str | tuple[str, Events]] | Any") -> "Iterator[tuple[str, Events]]":
+def requests_of(
+    source: "Iterable[str | tuple[str, Events]] | Any", catalogue: "Catalogue | None" = None
+) -> "Iterator[tuple[str, Events]]":
     """(user, events) of each request of an iterable, or of each user of a data frame.
 
     A frame has a column `user`, and for events `item` and `time_ms`, and `position` where the caller numbers them; a
-    user's rows are oldest first.
+    user's rows are oldest first. With a catalogue `item` holds ids.
 
     Raises:
         ArgumentError: an entry or a column isn't as it should be.
     """
     if hasattr(source, "columns") and hasattr(source, "__getitem__"):
-        yield from _of_frame(source)
+        yield from _of_frame(source, catalogue)
         return
     if isinstance(source, (str, bytes)) or not isinstance(source, Iterable):
         raise ArgumentError("requests", "an iterable of users or (user, events), or a frame", got=type(source).__name__)
@@ -57,8 +60,8 @@ def prediction_frame(prediction: "Prediction", catalogue: "Catalogue | None", li
         "score": np.atleast_2d(prediction.scores)[real],
     }
     if catalogue is not None:
-        columns["id"] = [catalogue.ids[item] for item in items[real].tolist()]
-        columns["title"] = [catalogue.titles[item] for item in items[real].tolist()]
+        columns["id"] = names_of(items[real], catalogue.ids, catalogue).tolist()
+        columns["title"] = names_of(items[real], catalogue.titles, catalogue).tolist()
     if library == "pandas":
         import pandas  # type: ignore[import-untyped, unused-ignore]
 
@@ -68,7 +71,7 @@ def prediction_frame(prediction: "Prediction", catalogue: "Catalogue | None", li
     return polars.DataFrame(columns)
 
 
-def _of_frame(frame: Any) -> "Iterator[tuple[str, Events]]":
+def _of_frame(frame: Any, catalogue: "Catalogue | None") -> "Iterator[tuple[str, Events]]":
     names = set(map(str, frame.columns))
     if "user" not in names or (names & {*EVENT_NAMES, "position"} and not names >= EVENT_NAMES):
         expected = "columns user, and for events item and time_ms"
@@ -77,9 +80,9 @@ def _of_frame(frame: Any) -> "Iterator[tuple[str, Events]]":
     if not names & EVENT_NAMES:
         yield from ((user, ()) for user in users)
         return
-    columns = [_integers(frame, name) for name in ("item", "time_ms")]
+    items = _integers(frame, "item") if catalogue is None else indices_of("requests['item']", frame["item"], catalogue)
     first = _integers(frame, "position") if "position" in names else np.full(len(users), UNCHECKED_POSITION)
-    rows = np.column_stack((first, *columns))
+    rows = np.column_stack((first, items, _integers(frame, "time_ms")))
     places: dict[str, list[int]] = {}
     for place, user in enumerate(users):
         places.setdefault(user, []).append(place)

@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from longrec.catalogue import Catalogue
 from longrec.client.types import Event
 
 __all__ = ["Book", "Held", "Ledger"]
@@ -129,6 +130,7 @@ class Ledger:
         resend_seconds: how long an acknowledged event may have to be sent again.
         most_users: books kept.
         clock: seconds, monotonic.
+        catalogue: of the client: events go back to the caller with ids then.
     """
 
     def __init__(
@@ -137,9 +139,11 @@ class Ledger:
         *,
         most_users: int = MOST_USERS,
         clock: Callable[[], float] = time.monotonic,
+        catalogue: Catalogue | None = None,
     ) -> None:
         self.lock = threading.RLock()
         self.clock = clock
+        self._catalogue = catalogue
         self._resend_seconds, self._most_users = resend_seconds, most_users
         self._books: OrderedDict[str, Book] = OrderedDict()  # the latest used last
         self._warm: OrderedDict[str, None] = OrderedDict()  # users with held events, the latest acknowledged last
@@ -211,7 +215,12 @@ class Ledger:
         """The user's events that the server hasn't said it has."""
         with self.lock:
             book = self._books.get(user)
-            return [] if book is None else _events(book.unacknowledged)
+            return [] if book is None else self.events(book.unacknowledged)
+
+    def events(self, held: Iterable[Held]) -> list[Event]:
+        """Events as the caller spells them."""
+        ids = None if self._catalogue is None else self._catalogue.ids
+        return [Event(event.item if ids is None else ids[event.item], event.time_ms, event.position) for event in held]
 
     def owed(self) -> list[str]:
         """Users with events of requests that were given up."""
@@ -230,7 +239,3 @@ class Ledger:
     def _oldest(self, count: int) -> Iterable[str]:
         users = iter(self._books)
         return (next(users) for _ in range(max(0, count)))
-
-
-def _events(held: Iterable[Held]) -> list[Event]:
-    return [Event(event.item, event.time_ms, event.position) for event in held]

@@ -2,11 +2,12 @@
 threads, `aio_client.py` with asyncio."""
 
 from collections.abc import Generator
+from concurrent.futures import Future
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from longrec.client.codec import Request
 
-__all__ = ["Ask", "Describe", "Look", "Send", "Sleep", "Step", "Steps"]
+__all__ = ["Ask", "Await", "Describe", "Look", "Send", "Sleep", "Step", "Steps"]
 
 T = TypeVar("T")
 
@@ -39,12 +40,19 @@ class Ask(NamedTuple):
     user: str
 
 
+class Await(NamedTuple):
+    """Wait for what another call of the client does; gives its outcome, or fails with `DeadlineError`."""
+
+    future: "Future[Any]"
+    seconds: float
+
+
 class Sleep(NamedTuple):
     """Wait."""
 
     seconds: float
 
 
-Step: TypeAlias = Send | Look | Describe | Ask | Sleep
+Step: TypeAlias = Send | Look | Describe | Ask | Await | Sleep
 Steps: TypeAlias = Generator[Step, Any, T]
 """A call without its I/O: yields steps, is sent what came of each (or thrown why nothing did), returns its result."""

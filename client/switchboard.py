@@ -92,7 +92,7 @@ class Switchboard(Generic[LineT]):
         Raises:
             ArgumentError: an argument doesn't fit.
         """
-        return prepare(user, events, k=self._k, options=self._options)
+        return prepare(user, events, k=self._k, options=self._options, catalogue=self._core.catalogue)
 
     def send(self, query: Query) -> None:
         """Take a request and send what can be sent.

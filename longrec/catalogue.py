@@ -7,10 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Final
 
 from longrec.errors import CheckpointError
 
-__all__ = ["Catalogue"]
+__all__ = ["CATALOGUE", "Catalogue"]
+
+CATALOGUE: Final = "catalogue.parquet"  # its file, in the folder of a run
 
 
 @dataclass(frozen=True)
@@ -50,11 +53,14 @@ class Catalogue:
         """Read `path`.
 
         Raises:
-            CheckpointError: the file lacks a column or repeats an id.
+            CheckpointError: the file isn't Parquet, lacks a column or repeats an id.
         """
         import polars as pl
 
-        frame = pl.read_parquet(path)
+        try:
+            frame = pl.read_parquet(path)
+        except pl.exceptions.PolarsError as error:
+            raise CheckpointError(f"{path}: expected a Parquet file ({str(error).splitlines()[0]})") from None
         missing = {"item", "title"} - set(frame.columns)
         if missing:
             raise CheckpointError(f"{path}: expected columns item and title, got {frame.columns}")

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from longrec.catalogue import Catalogue
+from longrec.catalogue import CATALOGUE, Catalogue
 from longrec.config import ModelConfig, parse_config
 from longrec.errors import ArgumentError, CheckpointError
 
 __all__ = ["CATALOGUE", "CONFIG", "WEIGHTS", "Checkpoint", "load_checkpoint", "save_checkpoint"]
 
-WEIGHTS, CONFIG, CATALOGUE = "weights.safetensors", "config.json", "catalogue.parquet"
+WEIGHTS, CONFIG = "weights.safetensors", "config.json"
 FORMAT = 1
 
 

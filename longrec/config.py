@@ -1,13 +1,15 @@
 """Configuration: frozen, closed (unknown keys are rejected), passed explicitly."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from longrec.errors import ArgumentError
+from longrec.protocol import PROTOCOL_VERSION
 
-__all__ = ["EngineConfig", "Family", "ModelConfig", "TrainConfig", "parse_config"]
+__all__ = ["EngineConfig", "Family", "ModelConfig", "TrainConfig", "engine_config", "parse_config"]
 
 Family = Literal["transformer", "transformer_xl", "hstu", "gru", "lstm", "bert4rec", "seq2seq"]
 Positive = Annotated[int, Field(ge=1)]
@@ -217,3 +219,22 @@ def parse_config(kind: type[C], values: dict[str, Any], source: str | Path) -> C
         expected = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
         got = "" if isinstance(first["input"], dict) else repr(first["input"])  # a dict: the fields don't fit together
         raise ArgumentError(f"{source}: {field}", expected, got) from None
+
+
+def engine_config(parameters: Mapping[str, str], source: str | Path) -> EngineConfig:
+    """The settings among a served model's parameters, which say the wire's version, too.
+
+    Args:
+        parameters: name -> text. Without `protocol_version`: written before there was one.
+        source: where they are from.
+
+    Raises:
+        ArgumentError: a setting doesn't fit, or they are of another version than this library.
+    """
+    settings = dict(parameters)
+    version = settings.pop("protocol_version", str(PROTOCOL_VERSION))
+    if version != str(PROTOCOL_VERSION):
+        raise ArgumentError(
+            f"{source}: protocol_version={version[:20]}", str(PROTOCOL_VERSION), remedy="longrec export writes it anew"
+        )
+    return parse_config(EngineConfig, settings, source)

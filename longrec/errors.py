@@ -116,7 +116,7 @@ class GapError(ServerError):
     """
 
     length: int = 0
-    events: tuple[tuple[int, int], ...] = ()
+    events: tuple[tuple[int | str, int], ...] = ()
 
 
 class ConflictError(ServerError):
@@ -128,4 +128,4 @@ class ConflictError(ServerError):
     """
 
     length: int = 0
-    events: tuple[tuple[int, int], ...] = ()
+    events: tuple[tuple[int | str, int], ...] = ()

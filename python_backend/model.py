@@ -17,7 +17,7 @@ import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
 from longrec.checkpoint import CATALOGUE
-from longrec.config import EngineConfig, parse_config
+from longrec.config import engine_config
 from longrec.errors import ArgumentError, LongrecError, MachineError, ServerError
 from longrec.modeling.checkpoint_io import load_network
 from longrec.protocol import BECAUSE, CANDIDATE, EVENT, ITEMS, SCORES, STATE, USER, Status
@@ -82,7 +82,7 @@ class TritonPythonModel:
         parameters = {
             name: entry["string_value"] for name, entry in json.loads(args["model_config"])["parameters"].items()
         }
-        self.config = parse_config(EngineConfig, parameters, "config.pbtxt parameters")
+        self.config = engine_config(parameters, "config.pbtxt parameters")
         folder = Path(args["model_repository"])  # of this model; the repository's root is its parent
         version = folder / args["model_version"]
         network, _ = load_network(version)

@@ -14,8 +14,8 @@ import numpy as np
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from longrec.config import EngineConfig, parse_config
-from longrec.protocol import CANDIDATE, EVENT, INPUTS, MODEL, OUTPUTS, USER
+from longrec.config import EngineConfig, engine_config
+from longrec.protocol import CANDIDATE, EVENT, INPUTS, MODEL, OUTPUTS, PROTOCOL_VERSION, USER
 
 __all__ = [
     "EXTRAS",
@@ -96,7 +96,7 @@ def model_config(
     Inputs of free length are ragged, and none is `optional`: an optional input makes Triton's batcher split batches.
 
     Args:
-        engine: each field becomes a model parameter, as a string.
+        engine: each field becomes a model parameter, as a string; so does the wire's version.
         kind: where the instances run; `recommender_echo` has no use for a GPU.
         instances: of the model; on a machine with GPUs, so many on each of them.
         max_queue_delay_microseconds: how long a request may wait for others to join its batch. 0: a batch is what came
@@ -126,6 +126,7 @@ def model_config(
         engine = _without_memory(engine, variant.own_log)
     for name, value in engine.model_dump().items():
         config.parameters[name].string_value = str(value)
+    config.parameters["protocol_version"].string_value = str(PROTOCOL_VERSION)  # the client compares it
     if not variant.sequences:  # a sequence would stay open
         _add_warmup(config)
     return config
@@ -135,9 +136,7 @@ def variant_config(config: Any, variant: Variant) -> Any:
     """The message of another model, for the same version and settings as `config` of model `recommender`."""
     (group,), (version,) = config.instance_group, config.version_policy.specific.versions
     return model_config(
-        parse_config(
-            EngineConfig, {name: value.string_value for name, value in config.parameters.items()}, config.name
-        ),
+        engine_config({name: value.string_value for name, value in config.parameters.items()}, config.name),
         "gpu" if group.kind == model_config_pb2.ModelInstanceGroup.KIND_GPU else "cpu",
         group.count,
         config.dynamic_batching.max_queue_delay_microseconds,

@@ -233,3 +233,24 @@ def test_a_model_that_is_not_there(url: str) -> None:
             await client.model_info()
 
     run(url, program, model="another")
+
+
+def test_a_bulk_call_cancelled_before_it_began_leaves_its_events_owed(url: str, servicer: Any) -> None:
+    async def program(client: AsyncClient) -> None:
+        users = [f"u{number}" for number in range(4)]
+        for user in users:
+            await client.append(user=user, events=events(1))
+        bulk = client.recommend_many([(user, events(2)) for user in users], batch_size=1)
+        first = asyncio.ensure_future(bulk.__anext__())
+        await asyncio.sleep(0)  # its tasks are made, and none of them has run
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        assert [event.position for user in users for event in client.unacknowledged(user=user)] == [1] * 4
+        assert sorted(client.core.ledger.owed()) == users
+        await client.append(user="u0", events=events(3))
+        await client.flush()
+
+    run(url, program)
+    assert [item for item, _ in servicer.logs["u0"]] == [1, 2, 3]
+    assert all([item for item, _ in servicer.logs[f"u{number}"]] == [1, 2] for number in range(1, 4))

@@ -19,6 +19,7 @@ EXPORTS = [
     "Event",
     "Events",
     "GapError",
+    "Items",
     "LongrecError",
     "MissingModelError",
     "ModelInfo",

@@ -100,3 +100,20 @@ def test_a_server_is_asked_once_and_again_after_it_was_away(url: str, servicer: 
         failures = iter(range(1))
         with pytest.raises(ProtocolError):
             client.history_length(user="u")
+
+
+@pytest.mark.parametrize("way", [way for way in WAYS if way != "model_info"])
+def test_garbage_is_named_on_every_way_in(url: str, servicer: Any, way: str) -> None:
+    servicer.faults["u"] = lambda request, context: servicer.respond(request.id, {})
+    with Client(url) as client, pytest.raises(ProtocolError, match="STATE: expected it among the outputs, got none"):
+        WAYS[way](client)
+
+
+def test_garbage_is_named_with_asyncio(url: str, servicer: Any) -> None:
+    servicer.faults["u"] = lambda request, context: servicer.respond(request.id, {})
+
+    async def main() -> None:
+        async with AsyncClient(url) as client:
+            await every_way(client, ProtocolError)
+
+    asyncio.run(main())

@@ -3,8 +3,9 @@
 import pytest
 from pydantic import ValidationError
 
-from longrec.config import EngineConfig, ModelConfig, TrainConfig, parse_config
+from longrec.config import EngineConfig, ModelConfig, TrainConfig, engine_config, parse_config
 from longrec.errors import ArgumentError
+from longrec.protocol import PROTOCOL_VERSION
 
 
 @pytest.mark.parametrize(
@@ -49,3 +50,10 @@ def test_it_is_frozen():
 
 def test_receptive_field():
     assert ModelConfig(num_items=1, num_layers=3, window=10).receptive_field == 28
+
+
+def test_a_served_models_parameters_state_the_wires_version() -> None:
+    assert engine_config({"max_k": "7"}, "config.pbtxt") == EngineConfig(max_k=7)
+    assert engine_config({"max_k": "7", "protocol_version": str(PROTOCOL_VERSION)}, "config.pbtxt").max_k == 7
+    with pytest.raises(ArgumentError, match=r"^config\.pbtxt: protocol_version=9: expected 1; longrec export"):
+        engine_config({"protocol_version": "9"}, "config.pbtxt")

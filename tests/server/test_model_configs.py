@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from tritonclient.grpc import model_config_pb2
 
-from longrec.config import EngineConfig
-from longrec.protocol import INPUTS, OUTPUTS
+from longrec.config import EngineConfig, engine_config
+from longrec.protocol import INPUTS, OUTPUTS, PROTOCOL_VERSION
 from longrec.server.model_configs import (
     EXTRAS,
     VARIANTS,
@@ -41,7 +41,8 @@ def test_config_states_the_wire(variant: Variant) -> None:
 def test_config_carries_every_engine_setting(variant: Variant) -> None:
     engine = EngineConfig(max_k=7, durability="commit", memory_bytes=1 << 20, event_log="elsewhere")
     config = model_config(engine, variant=variant)
-    carried = EngineConfig(**{name: value.string_value for name, value in config.parameters.items()})
+    assert config.parameters["protocol_version"].string_value == str(PROTOCOL_VERSION)
+    carried = engine_config({name: value.string_value for name, value in config.parameters.items()}, "config")
     if variant is EXTRAS["recompute"]:
         own = {"event_log": "elsewhere_recompute", "inline_events": 2048, "max_horizon": 1, "max_explain": 0}
         engine = engine.model_copy(update=own)
