@@ -33,7 +33,7 @@ class AsyncClient(BaseClient[AsyncTransport, Events | Awaitable[Events]]):
     Args:
         history: as `Client`'s, or a coroutine function.
         transport: (url, model, connection) -> what carries requests, in place of gRPC.
-        url, model, timeout_seconds, number, resend_seconds, retry, tls, headers, compression: as `Client`.
+        url, model, timeout_seconds, number, resend_seconds, retry, tls, headers, compression, telemetry: as `Client`.
 
     Raises:
         ArgumentError: an argument doesn't fit.

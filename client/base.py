@@ -1,13 +1,16 @@
 """What `Client` and `AsyncClient` are made of: arguments, transports, and what needs no waiting."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from longrec.client.connection import Connection, Retry, Tls
 from longrec.client.core import Core
 from longrec.client.steps import Ask, Describe, Look, Send, Step
 from longrec.client.types import Event
 from longrec.protocol import MODEL
+
+if TYPE_CHECKING:
+    from longrec.client.telemetry import Telemetry
 
 __all__ = ["BaseClient"]
 
@@ -32,9 +35,10 @@ class BaseClient(Generic[TransportT, HistoryT]):
         headers: Mapping[str, str] | None = None,
         compression: Literal["none", "gzip", "deflate"] = "none",
         transport: Callable[[str, str, Connection], TransportT] | None = None,
+        telemetry: "Telemetry | None" = None,
     ) -> None:
         self._prepare()
-        self.core = Core(
+        self.core = (telemetry.core if telemetry else Core)(
             url,
             model=model,
             timeout_seconds=timeout_seconds,

@@ -56,6 +56,7 @@ class Client(BaseClient[Transport, Events]):
         headers: sent with every call, such as `{"authorization": "Bearer …"}`.
         compression: of requests.
         transport: (url, model, connection) -> what carries requests, in place of gRPC.
+        telemetry: a `longrec.client.telemetry.Telemetry`, for OpenTelemetry's spans and metrics of every call.
 
     Raises:
         ArgumentError: an argument doesn't fit.
