@@ -6,6 +6,7 @@ from setuptools import find_packages, setup
 ROOMS = ["cli", "server", "client", "python_backend", "training", "modeling", "datasets", "kernels"]
 
 CLIENT = ["tritonclient[grpc]>=2.50", "tenacity>=9"]
+OTEL = ["opentelemetry-api>=1.25", *CLIENT]
 SERVER = [
     *("torch>=2.6", "triton>=3.4", "safetensors>=0.5", "polars>=1.20", "numba>=0.61"),
     *("lmdb>=1.5", "redis>=5", *CLIENT),
@@ -28,6 +29,7 @@ DEV = [
     "ranx",
     "promql-parser",
     "PyYAML",
+    "opentelemetry-sdk>=1.25",
     *STORE,
 ]
 DOCS = ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"]
@@ -49,11 +51,12 @@ setup(
     install_requires=["numpy>=1.26", "pydantic>=2.8", "typer>=0.15", "rich>=13"],
     extras_require={
         "client": CLIENT,
+        "otel": OTEL,
         "server": SERVER,
         "train": TRAIN,
         "dev": DEV,
         "docs": DOCS,
-        "all": sorted({*CLIENT, *SERVER, *TRAIN}),
+        "all": sorted({*CLIENT, *OTEL, *SERVER, *TRAIN}),
     },
     entry_points={"console_scripts": ["longrec = longrec.cli.main:main"]},
 )

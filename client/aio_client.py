@@ -34,7 +34,7 @@ class AsyncClient(BaseClient[AsyncTransport, Events | Awaitable[Events]]):
     Args:
         history: as `Client`'s, or a coroutine function.
         transport: (url, model, connection) -> what carries requests, in place of gRPC.
-        url, model, timeout_seconds, number, resend_seconds, retry, tls, headers, compression, catalogue: as
+        url, model, timeout_seconds, number, resend_seconds, retry, tls, headers, compression, catalogue, telemetry: as
             `Client`.
 
     Raises:

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from longrec.catalogue import Catalogue
 from longrec.client.connection import Connection, Retry, Tls
@@ -13,6 +13,9 @@ from longrec.client.ids import load_catalogue
 from longrec.client.steps import Ask, Await, Describe, Look, Send, Step
 from longrec.client.types import Event
 from longrec.protocol import MODEL
+
+if TYPE_CHECKING:
+    from longrec.client.telemetry import Telemetry
 
 __all__ = ["BaseClient"]
 
@@ -38,9 +41,10 @@ class BaseClient(ABC, Generic[TransportT, HistoryT]):
         compression: Literal["none", "gzip", "deflate"] = "none",
         catalogue: Catalogue | str | Path | None = None,
         transport: Callable[[str, str, Connection], TransportT] | None = None,
+        telemetry: "Telemetry | None" = None,
     ) -> None:
         self._prepare()
-        self.core = Core(
+        self.core = (telemetry.core if telemetry else Core)(
             url,
             model=model,
             timeout_seconds=timeout_seconds,

@@ -109,6 +109,16 @@ class Batch:
                 start, stop = stop, stop + count
                 self._books.append(self._enter(place, user, start, stop))
 
+    @property
+    def k(self) -> int:
+        """Items wanted of each."""
+        return self._question.k or 0
+
+    @property
+    def num_events(self) -> int:
+        """Events of all of them."""
+        return len(self._rows)
+
     def _enter(self, place: int, user: str, start: int, stop: int) -> Book:
         """Find out how one goes, under the lock."""
         book = self._ledger.open(user)

@@ -60,6 +60,7 @@ class Client(BaseClient[Transport, Events]):
             then (`Event.item`, candidates, exclude, a frame's `item`), and results have `ids` and `titles`. An integer
             array holds indices even so. Ids are text; an integer stands for its digits.
         transport: (url, model, connection) -> what carries requests, in place of gRPC.
+        telemetry: a `longrec.client.telemetry.Telemetry`, for OpenTelemetry's spans and metrics of every call.
 
     Raises:
         ArgumentError: an argument doesn't fit. CheckpointError: the catalogue's file isn't one.
@@ -176,7 +177,7 @@ class Client(BaseClient[Transport, Events]):
         Args:
             k: items wanted of each prediction, 1..256.
             options: of each prediction.
-            max_in_flight: requests sent and not yet read, at most; 1..65536.
+            max_in_flight: requests sent and not yet read, at most; 1..8192.
 
         Raises:
             ArgumentError: an argument doesn't fit.

@@ -80,6 +80,7 @@ class Request(NamedTuple):
         k: items wanted; None: only STATE.
         options: how they are predicted.
         parameters: request parameters.
+        headers: sent along, beside the connection's; not on streams.
     """
 
     user: str
@@ -88,6 +89,7 @@ class Request(NamedTuple):
     k: int | None
     options: Options
     parameters: Mapping[str, int | bool | str]
+    headers: tuple[tuple[str, str], ...] = ()
 
 
 class Query(NamedTuple):

@@ -379,8 +379,8 @@ class Core:
         check_k(k)
         if options is not None:
             option_parameters(options, self.catalogue)
-        if not isinstance(max_in_flight, int) or not 1 <= max_in_flight <= 65_536:
-            raise ArgumentError(f"max_in_flight={max_in_flight!r}", "an integer in 1..65536")
+        if not isinstance(max_in_flight, int) or not 1 <= max_in_flight <= 8192:
+            raise ArgumentError(f"max_in_flight={max_in_flight!r}", "an integer in 1..8192")
         return options or DEFAULTS
 
     def deadline(self) -> float:

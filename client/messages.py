@@ -34,6 +34,7 @@ __all__ = [
     "compression",
     "credentials",
     "error_of",
+    "failure",
     "headers",
     "infer_message",
     "model_info",
@@ -103,8 +104,13 @@ def user_header(user: str) -> tuple[str, str]:
 
 def error_of(error: Any, url: str, model: str) -> ServerError:
     """What a gRPC error means."""
-    kind, meaning = ERRORS.get(error.code(), OTHER_ERROR)
-    return kind(f"{url}, model {model}: {meaning} ({error.code().name}: {error.details()})")
+    return failure(error.code(), error.details(), url, model)
+
+
+def failure(code: grpc.StatusCode, details: str, url: str, model: str) -> ServerError:
+    """What a status means, with what the server says of it."""
+    kind, meaning = ERRORS.get(code, OTHER_ERROR)
+    return kind(f"{url}, model {model}: {meaning} ({code.name}: {details})")
 
 
 def infer_message(model: str, id: str, request: Request) -> Any:

@@ -114,7 +114,7 @@ class GrpcTransport:
             RejectedError: the server refused it. ServerError: it failed, can't be reached, or was too slow.
         """
         message = messages.infer_message(self.model, "", request)
-        metadata = (*self._headers, messages.user_header(request.user))
+        metadata = (*self._headers, *request.headers, messages.user_header(request.user))
         try:
             return messages.outputs_of(self._stub.ModelInfer(message, timeout=seconds, metadata=metadata))
         except grpc.RpcError as error:

@@ -9,26 +9,20 @@ import logging
 import threading
 import time
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, TypeAlias
 
-import numpy as np
 import torch
 import triton_python_backend_utils as pb_utils
-from numpy.typing import NDArray
 
-from longrec.checkpoint import CATALOGUE
 from longrec.config import engine_config
 from longrec.errors import ArgumentError, LongrecError, MachineError, ServerError
-from longrec.modeling.checkpoint_io import load_network
-from longrec.protocol import BECAUSE, CANDIDATE, EVENT, ITEMS, SCORES, STATE, USER, Status
+from longrec.protocol import CANDIDATE, EVENT, USER, Status
 from longrec.python_backend.engine import Engine, Ticket
-from longrec.python_backend.event_log import open_event_log
 from longrec.python_backend.lanes import Lanes
 from longrec.python_backend.metrics import EngineMetrics
 from longrec.python_backend.observations import Observations
-from longrec.python_backend.query import Answer, Query, parse_queries
-from longrec.python_backend.rules import Rules
-from longrec.python_backend.settings import SettingsParser
+from longrec.python_backend.query import Answer
+from longrec.python_backend.service import Pending, Service, Work, first_error, output_arrays
 
 __all__ = ["TritonPythonModel"]
 
@@ -37,27 +31,12 @@ logger = logging.getLogger(__name__)
 Outcome: TypeAlias = Literal["ok", "gap", "conflict", "invalid", "failed"]
 
 
-class _Work(NamedTuple):
-    queries: list[Query]
-    outputs: frozenset[str]
-
-
-class _Late:
-    """A request some of whose answers are deferred: it is answered when the last of them is there."""
+class _Late(Pending):
+    """A request that is answered through its sender, when the last of its answers is there."""
 
     def __init__(self, sender: Any, outputs: frozenset[str], answers: list[Answer | Ticket], began: float) -> None:
-        self.sender, self.outputs, self.answers, self.began = sender, outputs, answers, began
-        self.tickets = {answer: at for at, answer in enumerate(answers) if isinstance(answer, Ticket)}
-
-    def settle(self, ticket: Ticket, answer: Answer) -> bool:
-        """Take an answer; whether it was the last."""
-        self.answers[self.tickets.pop(ticket)] = answer
-        return not self.tickets
-
-    @property
-    def known(self) -> list[Answer]:
-        """The answers that are there."""
-        return [answer for answer in self.answers if isinstance(answer, Answer)]
+        super().__init__(outputs, answers)
+        self.sender, self.began = sender, began
 
     def send(self, response: Any) -> None:
         """Send the response. Never raises: others wait for theirs."""
@@ -85,19 +64,12 @@ class TritonPythonModel:
         self.config = engine_config(parameters, "config.pbtxt parameters")
         folder = Path(args["model_repository"])  # of this model; the repository's root is its parent
         version = folder / args["model_version"]
-        network, _ = load_network(version)
         device = "cpu"
         if args["model_instance_kind"] == "GPU":
             device = f"cuda:{args['model_instance_device_id']}"
         torch.set_num_threads(self.config.cpu_threads)
-        self.log = open_event_log(self.config, folder.parent, network.config.receptive_field)
-        self.rules = Rules(version / CATALOGUE, folder.parent / self.config.rules)
-        self.rules.watch()
-        self._parse_settings = SettingsParser(self.config, self.rules.bits)
-        network = network.to(device, getattr(torch, self.config.dtype))
-        self.engine = self.engine_type(network, self.log, self.config, rules=self.rules)
-        # the latest first, for memory is a cache: whoever asks before is served, and rebuilt, as ever
-        self.engine.warm_up(self.log.recent_users(self.engine.pool.num_pages))
+        self.service = Service.open(version, folder.parent, self.config, device, self.engine_type)
+        self.engine = self.service.engine
         labels = {
             "model": args["model_name"],
             "version": args["model_version"],
@@ -128,7 +100,7 @@ class TritonPythonModel:
         """
         began = time.monotonic()
         works = [self._parse(request) for request in requests]
-        queries = [query for work in works if isinstance(work, _Work) for query in work.queries]
+        queries = [query for work in works if isinstance(work, Work) for query in work.queries]
         with self._lanes.front():
             answers: list[Answer | Ticket] | LongrecError
             try:
@@ -168,8 +140,7 @@ class TritonPythonModel:
         for late, response in self._fail_late(ServerError("the server stops; send the request again")):
             late.send(response)
         self.engine.give_up()
-        self.rules.close()
-        self.log.close()
+        self.service.close()
 
     def _observe(self) -> Observations:
         with self._lanes.front():
@@ -218,20 +189,13 @@ class TritonPythonModel:
             self.engine.observations.note_request("failed", time.monotonic() - late.began)
         return [(late, _failure(error, pb_utils.TritonError.INTERNAL)) for late in failed]
 
-    def _parse(self, request: Any) -> _Work | ArgumentError:
+    def _parse(self, request: Any) -> Work | ArgumentError:
         try:
-            settings = self._parse_settings(request.parameters())
-            outputs = frozenset(request.requested_output_names())
             users, events, candidates = (
                 pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in (USER, EVENT, CANDIDATE)
             )
-            wants_items = bool(outputs & {ITEMS, SCORES, BECAUSE})
-            queries = parse_queries(
-                *(users, events, candidates, settings, self.config),
-                wants_items=wants_items,
-                wants_because=BECAUSE in outputs,
-            )
-            return _Work(queries, outputs)
+            outputs = frozenset(request.requested_output_names())
+            return self.service.read(users, events, candidates, request.parameters(), outputs)
         except ArgumentError as error:
             return error
 
@@ -246,27 +210,10 @@ def _outcome(answers: list[Answer]) -> Outcome:
 
 
 def _respond(answers: list[Answer], outputs: frozenset[str]) -> Any:
-    error = next((answer.error for answer in answers if answer.error), None)
+    error = first_error(answers)
     if error is not None:
         return _failure(error, pb_utils.TritonError.INTERNAL)
-    tensors = []
-    if STATE in outputs:
-        state = np.array([(answer.status, answer.length) for answer in answers], np.int64)
-        tensors.append(pb_utils.Tensor(STATE, state))
-    if ITEMS in outputs:
-        tensors.append(pb_utils.Tensor(ITEMS, _stack([answer.items for answer in answers], 2)))
-    if SCORES in outputs:
-        tensors.append(pb_utils.Tensor(SCORES, _stack([answer.scores for answer in answers], 2)))
-    because = [answer.because for answer in answers if answer.because is not None]
-    if because:  # all have it or none; who names no outputs and asks for no reasons gets, and pays for, none
-        tensors.append(pb_utils.Tensor(BECAUSE, _stack(because, 3)))
-    return pb_utils.InferenceResponse(tensors)
-
-
-def _stack(arrays: list[Any], ndim: int) -> NDArray[Any]:
-    """[B, horizon, ...] of each user's [horizon, ...], whose first dimension is left out where it is 1."""
-    stacked = arrays[0][None] if len(arrays) == 1 else np.stack(arrays)
-    return stacked if stacked.ndim == ndim + 1 else stacked[:, None]
+    return pb_utils.InferenceResponse([pb_utils.Tensor(*named) for named in output_arrays(answers, outputs)])
 
 
 def _failure(error: LongrecError, code: Any) -> Any:

@@ -58,6 +58,7 @@ def test_importing_the_client_loads_nothing_heavy() -> None:
         "lmdb",
         "safetensors",
         "typer",
+        "opentelemetry",
         "rich",
         "longrec.config",
     }
