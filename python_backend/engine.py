@@ -139,16 +139,20 @@ class Engine:
 
     @torch.inference_mode()
     def turn(self) -> list[tuple[Ticket, Answer]]:
-        """Do a piece of the deferred work: at most `chunk_events` events of the network, or a step of the rollouts that
-        are under way. Never raises for the log's sake: whoever is concerned gets the error as their answer."""
+        """Do a piece of the deferred work: at most `chunk_events` events of the network, a step of the rollouts that are
+        under way, or the append of a long entry. Never raises for the log's sake: whoever is concerned gets the error
+        as their answer."""
         if not self._deferred:
             self._warm_one()
             return []
         began = time.monotonic()
         done: list[tuple[Entry, Answer]] = []
-        self._append_next(done)
+        appended = self._append_next(done)
         chunk = self.config.chunk_events
-        works = self._deferred.next_works(max(1, chunk // TURN_EVENTS), self._predictor.rolling)
+        # thousands of events take the log nearly as long as a chunk takes the network: a turn is the one or the other
+        works: Sequence[Work] = ()
+        if appended <= chunk:
+            works = self._deferred.next_works(max(1, chunk // TURN_EVENTS), self._predictor.rolling)
         if works and works[0].user in self._predictor.rolling:
             rolled_out = self._predictor.go_on()
             done += [(work.entries.popleft(), rolled_out[work.user]) for work in works if work.user in rolled_out]
@@ -309,8 +313,8 @@ class Engine:
         self._deferred.add(entry)
         return Ticket(entry.number)
 
-    def _append_next(self, done: list[tuple[Entry, Answer]]) -> None:
-        """Put the next entries of the served users into the log, and into work."""
+    def _append_next(self, done: list[tuple[Entry, Answer]]) -> int:
+        """Put the next entries of the served users into the log, and into work; how many events they bring."""
         taken = self._deferred.take(self.config.max_step_events)
         fresh = [entry for _, entry in taken if entry.outcome is None]
         outcomes: Iterable[Appended | LongrecError]
@@ -335,6 +339,7 @@ class Engine:
                 done.append((entry, answers[entry.number]))
             else:
                 work.entries.append(entry)
+        return sum(len(entry.query.events) for entry in fresh)
 
     def _count_memory(self, entries: Collection[Entry]) -> None:
         """Count whether one user's entries find a memory; a user without events needs none."""

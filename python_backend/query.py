@@ -121,7 +121,7 @@ def parse_queries(
         own, position = _few(events[0]) if shape[1] else (np.empty((0, 2), np.int64), UNCHECKED_POSITION)
         return [Query(_key(users[0, 0]), own, position, None if given is None else given[0], k, settings)]
     keys = [_key(user) for user in users[:, 0].tolist()]
-    parts, positions = _many(events)
+    parts, positions = (_run(events[0]) if batch == 1 else None) or _many(events)
     ranked = [None] * batch if given is None else list(given)
     return [
         Query(key, part, position, row, k, settings)
@@ -167,6 +167,19 @@ def _few(rows: Int64Array) -> tuple[Int64Array, int]:
         expected += step
     own = rows.copy() if len(kept) == len(rows) else np.array(kept, np.int64)
     return own[:, ITEM:], first
+
+
+def _run(rows: Int64Array) -> tuple[list[Int64Array], list[int]] | None:
+    """What `_many` gives for one user's rows [n, 3] without padding, in a third of its time: a batch may hold dozens of
+    long histories, and whoever sends one event waits while they are checked. None: `_many` has to look."""
+    position, item, time = rows.T
+    if not len(rows) or item.min() < 0 or time.min() < 0:
+        return None
+    first = int(position[0])
+    if first < UNCHECKED_POSITION or position[-1] < first:  # the latter where they run past int64
+        return None
+    starts = position if first == UNCHECKED_POSITION else position - np.arange(len(rows))
+    return None if (starts != first).any() else ([rows[:, ITEM:].copy()], [first])
 
 
 def _many(events: Int64Array) -> tuple[list[Int64Array], list[int]]:

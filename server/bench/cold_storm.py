@@ -1,13 +1,17 @@
 """Part `cold_storm`: warm users at a steady load, while many cold users with long histories arrive at once."""
 
+import multiprocessing
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from statistics import median
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tritonclient.grpc import service_pb2
 
 from longrec.config import EngineConfig
 from longrec.errors import ServerError
@@ -118,15 +122,15 @@ def measure_cold_storm(material: Material, plan: StormPlan) -> StormResult:
                 server.grpc_url, messages, in_flight=plan.in_flight, window_seconds=plan.probe_seconds
             )
         rate = plan.load * median(windows)
-        with Channel(server.grpc_url) as channel, SteadyLoad(server.grpc_url, messages, rate) as load:
+        with _crowd(server.grpc_url) as crowd, SteadyLoad(server.grpc_url, messages, rate) as load:
             time.sleep(plan.probe_seconds)  # the load's own beginning is in no figure
             began = time.perf_counter()
             for number, cold in enumerate(colds):
-                requests = [_cold_request(f"cold-{number}-{user}", rows) for user, rows in enumerate(cold)]
+                crowd.send([_cold_request(f"cold-{number}-{user}", rows) for user, rows in enumerate(cold)])
                 time.sleep(plan.quiet_seconds)
                 begin = time.perf_counter()
-                futures = [channel.send(request) for request in requests]
-                answers.append([_answer_or_none(future) for future in futures])
+                crowd.send("go")
+                answers.append(crowd.recv())
                 storms.append((begin - began, time.perf_counter() - began))
             time.sleep(plan.quiet_seconds)
         samples = load.samples() - (began, 0.0)
@@ -134,8 +138,45 @@ def measure_cold_storm(material: Material, plan: StormPlan) -> StormResult:
     return StormResult(rate, samples[samples[:, 0] >= 0], tuple(storms), answered)
 
 
-def _cold_request(user: str, rows: History) -> Any:
-    return bulk_request([user], [np.column_stack((np.arange(len(rows)), rows))], k=K)
+@contextmanager
+def _crowd(url: str) -> Iterator[Connection]:
+    """A process that sends the cold users' requests: in the warm users' own they would wait for its interpreter.
+
+    Send it a list of requests, as bytes, and "go" when they shall leave; it sends their answers back.
+    """
+    spawn = multiprocessing.get_context("spawn")  # gRPC's threads don't survive a fork
+    here, there = spawn.Pipe()
+    process = spawn.Process(target=_send_storms, args=(url, there), daemon=True)
+    process.start()
+    there.close()
+    try:
+        here.recv()  # it has started
+        yield here
+    except EOFError:
+        raise ServerError("cold_storm: expected answers from the process of the cold users, got its end") from None
+    finally:
+        here.close()
+        process.join()
+
+
+def _send_storms(url: str, crowd: Connection) -> None:
+    """What that process does until the other end closes."""
+    with Channel(url) as channel:
+        crowd.send("ready")
+        while True:
+            try:
+                requests = [service_pb2.ModelInferRequest.FromString(request) for request in crowd.recv()]
+                crowd.recv()
+            except EOFError:
+                return
+            futures = [channel.send(request) for request in requests]
+            crowd.send([_answer_or_none(future) for future in futures])
+
+
+def _cold_request(user: str, rows: History) -> bytes:
+    request = bulk_request([user], [np.column_stack((np.arange(len(rows)), rows))], k=K)
+    message: bytes = request.SerializeToString()
+    return message
 
 
 def _answer_or_none(future: Any) -> Bulk | None:

@@ -115,6 +115,17 @@ def test_a_turn_is_short_and_fair(make_engine, make_history):
     assert list(done) == tickets, "who came first is done first, when all need the same"
 
 
+def test_a_turn_appends_a_long_history_or_computes(make_engine, make_history, recompute):
+    engine, history = make_engine(chunk_events=16), make_history(9, 60)
+    (ticket,) = engine.answer([query("u", history)])
+    assert engine.turn() == []
+    assert engine.log.length(b"u") == 60
+    assert engine.observations.events_computed == 0
+    engine.turn()
+    assert 0 < engine.observations.events_computed <= 16
+    assert_answers(take_turns(engine)[ticket], recompute(history))
+
+
 def test_a_short_one_overtakes_a_long_one(network, log, make_history):
     engine = Engine(network, log, EngineConfig(page_size=16, inline_events=4, chunk_events=8, memory_bytes=4 << 20))
     long, short = engine.answer([query("long", make_history(1, 500)), query("short", make_history(2, 8))])
@@ -150,7 +161,8 @@ def test_a_log_that_fails_answers_with_its_error_and_serves_on(make_engine, make
 def test_given_up_work_leaves_nothing_pinned(make_engine, make_history):
     engine = make_engine(chunk_events=8)
     engine.answer([query("a", make_history(1, 60)), query("b", make_history(2, 60))])
-    assert not engine.turn()
+    for _ in range(2):  # one appends, the next computes
+        assert not engine.turn()
     assert engine.pool.pinned.any()
     engine.give_up()
     assert not engine.has_work

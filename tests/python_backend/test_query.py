@@ -96,8 +96,8 @@ def test_malformed_dtype():
 
 
 EVENT = st.tuples(st.integers(-2, 3), st.integers(-2, 2), st.integers(-1, 2))
-ONE_USERS = st.integers(1, 10).flatmap(lambda n: st.lists(EVENT, min_size=n, max_size=n))
-RUN = st.tuples(st.integers(-1, 5), st.lists(st.booleans(), min_size=1, max_size=10)).map(
+ONE_USERS = st.integers(1, 12).flatmap(lambda n: st.lists(EVENT, min_size=n, max_size=n))
+RUN = st.tuples(st.integers(-1, 5), st.lists(st.booleans(), min_size=1, max_size=12)).map(
     lambda run: [
         (-1 if run[0] < 0 else run[0] + sum(run[1][:at]), at if real else -1, at) for at, real in enumerate(run[1])
     ]
@@ -128,13 +128,16 @@ def test_bulk_events_lie_in_memory_of_their_own():
     events[:, :, 0] = np.arange(20)
     users = np.array([[b"a"], [b"b"], [b"c"]], np.object_)
     config = EngineConfig()
-    queries = parse_queries(users, events, np.empty((3, 0), np.int64), Settings(), config, wants_items=True)
-    assert not any(np.shares_memory(query.events, events) for query in queries)
+    for batch in (1, 3):  # one user's long run is read in a way of its own
+        candidates = np.empty((batch, 0), np.int64)
+        queries = parse_queries(users[:batch], events[:batch], candidates, Settings(), config, wants_items=True)
+        assert not any(np.shares_memory(query.events, events) for query in queries)
 
 
 def test_a_position_that_runs_past_int64_is_no_run():
     most = 2**63 - 1
-    for rows in ([[most, 1, 1], [-most - 1, 1, 1]], [[most, 1, 1]] * 2):
+    long = [[position, 1, 1] for position in (*range(most - 9, most + 1), *range(-most - 1, -most + 4))]
+    for rows in ([[most, 1, 1], [-most - 1, 1, 1]], [[most, 1, 1]] * 2, long):
         for events in (rows, [*rows, *[[0, -1, 0]] * 10]):
             with pytest.raises(ArgumentError, match="column position"):
                 parse(events=events, config=EngineConfig())
