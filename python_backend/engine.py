@@ -139,9 +139,9 @@ class Engine:
 
     @torch.inference_mode()
     def turn(self) -> list[tuple[Ticket, Answer]]:
-        """Do a piece of the deferred work: at most `chunk_events` events of the network, a step of the rollouts that are
-        under way, or the append of a long entry. Never raises for the log's sake: whoever is concerned gets the error
-        as their answer."""
+        """Do a piece of the deferred work: at most `chunk_events` events of the network, a step of the rollouts under
+        way, or the append of a long entry. Never raises for the log's sake: whoever is concerned gets the error as
+        their answer."""
         if not self._deferred:
             self._warm_one()
             return []
