@@ -32,7 +32,7 @@ from longrec.client.codec import (
     event_rows,
     read_output,
 )
-from longrec.client.delivery import MOST_ROWS, Delivery
+from longrec.client.delivery import MOST_ROWS, REFUSED, Delivery
 from longrec.client.ledger import Book, Ledger
 from longrec.client.types import Event, Events, Prediction
 from longrec.errors import ServerError
@@ -254,9 +254,11 @@ class Batch:
             if place in self.alone:
                 self.alone[place].fail(own or error)
             elif number is not None:
+                book, stop = self._books[place], int(self._ends[place])
+                rows = self._events[stop - int(self._counts[place]) : stop]
                 with self._ledger.lock:
-                    self._books[place].waiting.remove(number)
-                    self._ledger.release(self._books[place])
+                    book.put_off(number, None if isinstance(own or error, REFUSED) else rows)
+                    self._ledger.release(book)
             else:
                 self._resume(place).fail(own or error)
             self.results[place] = own

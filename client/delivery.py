@@ -40,10 +40,11 @@ from longrec.client.types import Appended, Events, Prediction
 from longrec.errors import ArgumentError, ConflictError, GapError, RejectedError, ServerError
 from longrec.protocol import UNCHECKED_POSITION, Status
 
-__all__ = ["Delivery", "Next", "Outcome"]
+__all__ = ["MOST_ROWS", "REFUSED", "Delivery", "Next", "Outcome"]
 
 MOST_ROWS: Final = 2048  # of a request: the server's default of max_events_per_request
 MOST_TURNS: Final = 32  # answers in a row that bring the log no further
+REFUSED: Final = (RejectedError, ArgumentError)  # the events certainly weren't written, and are the caller's again
 
 
 class Next(enum.Enum):
@@ -152,7 +153,7 @@ class Delivery:
         with self._ledger.lock:
             book = self._book
             self._seen = book.acknowledged or 0
-            self._part = self._numbered and self._base is None
+            self._part = self._base is None and (self._numbered or bool(book.owed))
             if self._part:
                 return query.state_request()
             if self._base is None:
@@ -214,12 +215,11 @@ class Delivery:
             if isinstance(error, (GapError, ConflictError)):
                 self._ledger.discard(self.user, book)
             elif self._base is None:
-                if self._number in book.waiting:
-                    book.waiting.remove(self._number)
-            elif not self._numbered or isinstance(error, (RejectedError, ArgumentError)):
+                book.put_off(self._number, None if isinstance(error, REFUSED) else self._rows.tolist())
+            elif not self._numbered or isinstance(error, REFUSED):
                 book.withdraw(self._base, self._base + len(self._rows))
             else:
-                book.failed_from = self._base if book.failed_from is None else min(book.failed_from, self._base)
+                book.owe(self._base)
             self._ledger.release(book)
 
     def _receive(self, outputs: Mapping[str, Tensor]) -> Outcome:

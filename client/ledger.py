@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from longrec.catalogue import Catalogue
 from longrec.client.types import Event
+from longrec.protocol import UNCHECKED_POSITION
 
-__all__ = ["Book", "Held", "Ledger"]
+__all__ = ["Book", "Held", "Ledger", "Owed"]
 
 MOST_USERS: Final = 100_000  # whose books are kept; a user beyond them is asked for anew
 
@@ -41,6 +42,7 @@ class Book:
             after it, go along with the user's next request.
         numbered: whether this client gave a position.
         waiting: what to call with the log's length, once it is known, in order.
+            What was given up before its turn came is an `Owed`.
         users_of: deliveries that refer to this book.
     """
 
@@ -69,6 +71,21 @@ class Book:
     def unacknowledged(self) -> list[Held]:
         """Held events that the server hasn't said it has."""
         return [event for event in self.held if event.position >= (self.acknowledged or 0)]
+
+    @property
+    def owed(self) -> "list[Owed]":
+        """Calls that were given up before the log's length was known."""
+        return [one for one in self.waiting if isinstance(one, Owed)]
+
+    def put_off(self, number: Callable[[int], None], rows: Sequence[Sequence[int]] | None) -> None:
+        """A call that waits is given up; its events (…, item, time), if any are to be kept, go with the next one."""
+        if number in self.waiting:
+            place = self.waiting.index(number)
+            self.waiting[place : place + 1] = [] if rows is None else [Owed(self, rows)]
+
+    def owe(self, first: int) -> None:
+        """The events from a position on were given up, and go along with the user's next request."""
+        self.failed_from = first if self.failed_from is None else min(first, self.failed_from)
 
     def hold(self, first: int, rows: Sequence[Sequence[int]]) -> None:
         """Keep events (…, item, time) from position `first` on; those that are held already stay as they are."""
@@ -121,6 +138,26 @@ class Book:
             _, upto = self.acknowledged_at.popleft()
             while self.held and self.held[0].position < min(upto, self.acknowledged or 0):
                 self.held.popleft()
+
+
+class Owed:
+    """Events of a call that was given up before the log's length was known: they get numbers as others who wait do.
+
+    Args:
+        book: the user's.
+        rows: (…, item, time) of each.
+    """
+
+    __slots__ = ("book", "rows")
+
+    def __init__(self, book: Book, rows: Sequence[Sequence[int]]) -> None:
+        self.book, self.rows = book, rows
+
+    def __call__(self, first: int) -> None:
+        """The first of them stands at `first`."""
+        self.book.numbered = True
+        self.book.hold(first, self.rows)
+        self.book.owe(first)
 
 
 class Ledger:
@@ -215,22 +252,32 @@ class Ledger:
         """The user's events that the server hasn't said it has."""
         with self.lock:
             book = self._books.get(user)
-            return [] if book is None else self.events(book.unacknowledged)
+            if book is None:
+                return []
+            unplaced = [Held(UNCHECKED_POSITION, row[1], row[2]) for owed in book.owed for row in owed.rows]
+            return self.events([*book.unacknowledged, *unplaced])
 
     def events(self, held: Iterable[Held]) -> list[Event]:
         """Events as the caller spells them."""
         ids = None if self._catalogue is None else self._catalogue.ids
-        return [Event(event.item if ids is None else ids[event.item], event.time_ms, event.position) for event in held]
+        return [
+            Event(
+                event.item if ids is None else ids[event.item],
+                event.time_ms,
+                None if event.position == UNCHECKED_POSITION else event.position,
+            )
+            for event in held
+        ]
 
     def owed(self) -> list[str]:
         """Users with events of requests that were given up."""
         with self.lock:
-            return [user for user, book in self._books.items() if book.failed_from is not None]
+            return [user for user, book in self._books.items() if book.failed_from is not None or book.owed]
 
     def _evict(self) -> None:
         for user in list(self._oldest(len(self._books) - self._most_users)):
             book = self._books[user]
-            if book.users_of or book.unacknowledged:
+            if book.users_of or book.unacknowledged or book.owed:
                 self._books.move_to_end(user)  # it holds what nobody else has
             else:
                 del self._books[user]

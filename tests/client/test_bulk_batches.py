@@ -59,6 +59,20 @@ def test_what_was_given_up_goes_along_in_bulk_too(url: str, servicer: Any) -> No
     assert [item for item, _ in servicer.logs["v"]] == [1, 2]
 
 
+def test_what_was_given_up_before_lengths_were_known_goes_along_too(url: str, servicer: Any) -> None:
+    with Client(url, timeout_seconds=0.3) as client:
+        assert client.recommend(user="w").position == 0  # the server is known
+        servicer.faults["u"] = lambda request, context: context.abort(grpc.StatusCode.UNAVAILABLE, "down")
+        errors: list[ServerError] = []
+        assert not list(client.recommend_many([("u", events(2)), ("v", events(2))], errors=errors))
+        assert [event.item for event in client.unacknowledged(user="v")] == [2]
+        del servicer.faults["u"]
+        client.flush()
+        assert [p.position for p in client.recommend_many([("u", events(3)), "v"])] == [2, 1]
+    assert [item for item, _ in servicer.logs["u"]] == [2, 3]
+    assert [item for item, _ in servicer.logs["v"]] == [2]
+
+
 def test_more_events_than_a_request_takes_go_in_parts(client: Client, servicer: Any) -> None:
     many = np.column_stack([np.full(5000, -1), np.arange(5000), np.arange(5000)])
     assert [p.position for p in client.recommend_many([("long", many), ("short", events(1))])] == [5000, 1]

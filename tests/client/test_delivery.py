@@ -133,6 +133,28 @@ def test_what_was_given_up_goes_along_with_the_next_request() -> None:
     assert log.items == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.parametrize("items", [(), (5,)])
+def test_what_was_given_up_before_the_length_was_known_goes_along_too(items: tuple[int, ...]) -> None:
+    log, ledger = Log([9]), Ledger(5, most_users=1)
+    lost, later = make(ledger, 2, 3), make(ledger, 4)
+    lost.request()
+    lost.fail(UnavailableError("gone"))
+    run(Delivery(ledger, prepare("v", [], k=None)), Log())  # the book is kept
+    assert [(event.item, event.position) for event in ledger.unacknowledged("u")] == [(2, None), (3, None)]
+    assert ledger.owed() == ["u"]
+    run(make(ledger, *items), log)
+    run(later, log)
+    assert (log.items, ledger.owed()) == ([9, 2, 3, 4, *items], [])
+
+
+def test_what_was_refused_before_the_length_was_known_is_the_callers_again() -> None:
+    log, ledger = Log(), Ledger(5)
+    make(ledger, 2).fail(RejectedError("user"))
+    assert (ledger.unacknowledged("u"), ledger.owed()) == ([], [])
+    run(make(ledger, 3), log)
+    assert log.items == [3]
+
+
 def test_what_the_server_refused_is_the_callers_again() -> None:
     log, ledger = Log(), Ledger(5)
     run(make(ledger, 1), log)
