@@ -40,5 +40,5 @@ def test_the_reference_has_every_public_name(site: Path, page: str) -> None:
 def test_arguments_and_errors_are_read_from_docstrings(site: Path) -> None:
     text = (site / "api" / "client.html").read_text()
     entry = text[text.index('id="longrec.client.Client.recommend"') : text.index('id="longrec.client.Client.score"')]
-    for said in ("Parameters:", "catalogue indices to rank", "Raises:", "the server refused the request"):
+    for said in ("Parameters:", "items to rank, at least one", "Raises:", "the server refused the request"):
         assert said in entry
