@@ -98,11 +98,11 @@ class Core:
     ) -> Steps[Prediction]:
         """`Client.recommend`."""
         check_k(k)
-        given = {"horizon": horizon, "exclude": exclude, "explain": explain}
-        given = {name: value for name, value in given.items() if value is not None}
+        asked: dict[str, Any] = {"horizon": horizon, "exclude": exclude, "explain": explain}
+        given = {name: value for name, value in asked.items() if value is not None}
         chosen = options or DEFAULTS
         if given:
-            chosen = dataclasses.replace(chosen, **given)  # type: ignore[arg-type]
+            chosen = dataclasses.replace(chosen, **given)
         delivery = self._delivery(user, events, k=k, candidates=candidates, options=chosen)
         return cast("Steps[Prediction]", self.deliver(delivery, self.deadline()))
 

@@ -15,7 +15,7 @@ import secrets
 import threading
 from collections.abc import Mapping
 from multiprocessing.shared_memory import SharedMemory
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import grpc
 from tritonclient.grpc import service_pb2
@@ -179,21 +179,21 @@ def _message(model: str, request: Request, region: SharedMemory, places: Mapping
     return whole
 
 
-def _refer(entry: object, region: SharedMemory, start: int, size: int) -> None:
-    parameters = entry.parameters  # type: ignore[attr-defined]
+def _refer(entry: Any, region: SharedMemory, start: int, size: int) -> None:
+    parameters = entry.parameters
     parameters["shared_memory_region"].string_param = region.name
     parameters["shared_memory_offset"].int64_param = start
     parameters["shared_memory_byte_size"].int64_param = size
 
 
-def _outputs(answer: object, region: SharedMemory, places: Mapping[str, _Place]) -> Mapping[str, Tensor]:
+def _outputs(answer: Any, region: SharedMemory, places: Mapping[str, _Place]) -> Mapping[str, Tensor]:
     """Copies: the region's next request writes over it.
 
     Raises:
         ProtocolError: an output is larger than it can be, or of no known type.
     """
     outputs = {}
-    for output in answer.outputs:  # type: ignore[attr-defined]
+    for output in answer.outputs:
         shape, place = tuple(output.shape), places.get(output.name)
         size = math.prod(shape) * ITEM_BYTES.get(output.datatype, 0)
         if place is None or not 0 < size <= place.size:

@@ -39,7 +39,8 @@ class HSTU(PagedNetwork):
         x = self.embed(events)
         for index, block in enumerate(self.blocks):
             x = block(x, events, memory, index)
-        return self.norm(x)  # type: ignore[no-any-return]
+        result: torch.Tensor = self.norm(x)
+        return result
 
 
 class Block(nn.Module):
@@ -79,7 +80,8 @@ class Block(nn.Module):
                 None if memory is None else memory.seconds,
             ),
         )
-        return x + self.dropout(self.out(self.out_norm(out.flatten(1)) * u.flatten(1)))  # type: ignore[no-any-return]
+        result: torch.Tensor = x + self.dropout(self.out(self.out_norm(out.flatten(1)) * u.flatten(1)))
+        return result
 
 
 def _exact(table: Tensor) -> Tensor:

@@ -67,7 +67,8 @@ class LastStates:
             if rows is not None:
                 cos, sin = cos[rows], sin[rows]
             lengths = kept
-        return network.norm(x)  # type: ignore[no-any-return]
+        result: torch.Tensor = network.norm(x)
+        return result
 
     def _block(
         self,
@@ -138,7 +139,8 @@ class LastStates:
 
 def _feed_forward(block: Block, x: Tensor) -> Tensor:
     gate, up = block.gate_up(block.feed_forward_norm(x)).chunk(2, dim=-1)  # [T, hidden_dim] each
-    return block.down(F.silu(gate) * up)  # type: ignore[no-any-return]
+    result: torch.Tensor = block.down(F.silu(gate) * up)
+    return result
 
 
 def _last_rows(lengths: Sequence[int], kept: Sequence[int]) -> Tensor:

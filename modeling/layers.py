@@ -39,4 +39,5 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., dim] -> [..., dim]."""
         gate, up = self.gate_up(self.norm(x)).chunk(2, dim=-1)  # [..., hidden_dim] each
-        return x + self.dropout(self.down(F.silu(gate) * up))  # type: ignore[no-any-return]
+        result: torch.Tensor = x + self.dropout(self.down(F.silu(gate) * up))
+        return result

@@ -73,7 +73,8 @@ class Network(nn.Module, ABC):
 
     def embed(self, events: Events) -> Tensor:
         """[T, dim]: item and gap of each event."""
-        return self.dropout(self.items(events.items) + self.gaps(events.gaps))  # type: ignore[no-any-return]
+        result: torch.Tensor = self.dropout(self.items(events.items) + self.gaps(events.gaps))
+        return result
 
     @abstractmethod
     def states(self, events: Events) -> Tensor:

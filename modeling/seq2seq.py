@@ -32,10 +32,10 @@ class Seq2Seq(WindowNetwork):
     def encode(self, events: Events) -> Tensor:
         """[T, dim], of users with 1 to `window` events; `decode` attends to it."""
         lengths = events.counts
-        x = self.dropout(self.items(events.items) + self.gaps(events.gaps) + self.places(from_end(lengths)))
+        x: Tensor = self.dropout(self.items(events.items) + self.gaps(events.gaps) + self.places(from_end(lengths)))
         for block in self.encoder:
             x = block(x, lengths.tolist())
-        return x  # type: ignore[no-any-return]
+        return x
 
     def decode(self, encoded: Tensor, counts: Tensor, emitted: Tensor) -> Tensor:
         """States of the steps after the last event.
@@ -51,7 +51,8 @@ class Seq2Seq(WindowNetwork):
         x = self.dropout(F.pad(self.items(emitted), (0, 0, 1, 0)) + steps)  # [B, n + 1, dim]
         for block in self.decoder:
             x = block(x, encoded, counts.tolist())
-        return self.norm(x)  # type: ignore[no-any-return]
+        result: torch.Tensor = self.norm(x)
+        return result
 
     def emit(self, events: Events) -> Tensor:
         """[B, horizon] int64, the best item of each step given those before it; as `summarise` of events."""
@@ -98,4 +99,5 @@ class DecoderBlock(nn.Module):
         q = self.past_q(self.past_norm(x)).view(num_users * num_steps, -1, self.head_dim)
         k, v = self.past_kv(self.encoded_norm(encoded)).unflatten(-1, (-1, self.head_dim)).chunk(2, dim=1)
         past = attend_all(q, k, v, [num_steps] * num_users, counts)
-        return self.feed_forward(x + self.dropout(self.past_out(past.view(num_users, num_steps, -1))))  # type: ignore
+        result: torch.Tensor = self.feed_forward(x + self.dropout(self.past_out(past.view(num_users, num_steps, -1))))
+        return result

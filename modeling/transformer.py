@@ -73,7 +73,8 @@ class Transformer(PagedNetwork):
         else:
             for index, block in enumerate(self.blocks):
                 x = block(x, positions, cu_seqlens, memory, index)
-        return self.norm(x)  # type: ignore[no-any-return]
+        result: Tensor = self.norm(x)
+        return result
 
     def _runs_in_one(self, x: Tensor, memory: ServingMemory) -> bool:
         """Whether the CPU has a body for the network as a whole."""
@@ -115,7 +116,8 @@ class Block(nn.Module):
         """[T, dim] -> [T, dim]; `index` is this block's layer in `memory`."""
         x = x + self.dropout(self.out(self._attend(self.attention_norm(x), positions, cu_seqlens, memory, index)))
         gate, up = self.gate_up(self.feed_forward_norm(x)).chunk(2, dim=-1)  # [T, hidden_dim] each
-        return x + self.dropout(self.down(F.silu(gate) * up))  # type: ignore[no-any-return]
+        result: Tensor = x + self.dropout(self.down(F.silu(gate) * up))
+        return result
 
     def weights(self) -> kernels.BlockWeights:
         """The weights as the kernels take them."""

@@ -37,7 +37,8 @@ class TransformerXL(PagedNetwork):
         distances = self._distances(x)
         for index, block in enumerate(self.blocks):
             x = block(x, distances, events, memory, index)
-        return self.norm(x)  # type: ignore[no-any-return]
+        result: torch.Tensor = self.norm(x)
+        return result
 
     def _distances(self, like: Tensor) -> Tensor:
         """[window, dim], sinusoids of each distance that is seen."""
@@ -70,4 +71,5 @@ class Block(nn.Module):
         r = self.relative(distances).unflatten(-1, (-1, head_dim))  # [window, Hq, D]
         terms = kernels.RelativeTerms(self.u, self.v, r)
         out = attend(q, k, v, events, memory, index, self.config.window, relative=terms)
-        return self.feed_forward(x + self.dropout(self.out(out.flatten(1))))  # type: ignore[no-any-return]
+        result: torch.Tensor = self.feed_forward(x + self.dropout(self.out(out.flatten(1))))
+        return result

@@ -85,7 +85,8 @@ class EncoderBlock(nn.Module):
         """[T, dim] -> [T, dim], in segments of `lengths`."""
         q, k, v = self.qkv(self.norm(x)).unflatten(-1, (-1, self.head_dim)).split(self.heads, dim=1)
         out = attend_all(q, k, v, lengths, lengths)
-        return self.feed_forward(x + self.dropout(self.out(out.flatten(1))))  # type: ignore[no-any-return]
+        result: torch.Tensor = self.feed_forward(x + self.dropout(self.out(out.flatten(1))))
+        return result
 
 
 def attend_all(q: Tensor, k: Tensor, v: Tensor, q_lengths: Sequence[int], k_lengths: Sequence[int]) -> Tensor:

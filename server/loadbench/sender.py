@@ -78,10 +78,10 @@ def send_on_time(
             for answer in call:
                 arrived.append((now() - began, answer))  # noqa: PERF401 - the sending thread reads its length
         except grpc.RpcError as error:
-            code = error.code().name  # type: ignore[attr-defined, unused-ignore]
+            call_error: Any = error  # of a call: it has a code and details
             raise ServerError(
-                f"{url}: expected {len(sent)} answers, got {len(arrived)} before the stream ended with {code}: "
-                f"{error.details()}"  # type: ignore[attr-defined, unused-ignore]
+                f"{url}: expected {len(sent)} answers, got {len(arrived)} before the stream ended with "
+                f"{call_error.code().name}: {call_error.details()}"
             ) from None
         finally:
             call.cancel()
