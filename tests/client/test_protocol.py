@@ -1,13 +1,23 @@
 """A server that speaks another protocol, or lacks the model, is named on every way in, and nothing is written to it."""
 
 import asyncio
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
 import pytest
 
-from longrec.client import AsyncClient, Client, Event, MissingModelError, ProtocolError, Retry, ServerError
+from longrec.client import (
+    AsyncClient,
+    Client,
+    DeadlineError,
+    Event,
+    MissingModelError,
+    ProtocolError,
+    Retry,
+    ServerError,
+)
 
 EVENTS = [Event(1, 1000)]
 WAYS: dict[str, Callable[[Client], Any]] = {
@@ -33,6 +43,12 @@ def stream(client: Client) -> None:
 async def every_way(client: AsyncClient, error: type[ServerError]) -> None:
     with pytest.raises(error):
         await client.recommend(user="u", events=EVENTS)
+    with pytest.raises(error):
+        await client.score(user="u", candidates=[1])
+    with pytest.raises(error):
+        await client.append(user="u", events=EVENTS)
+    with pytest.raises(error):
+        await client.history_length(user="u")
     with pytest.raises(error):
         _ = [one async for one in client.recommend_many([("u", EVENTS)])]
     stream = client.stream()
@@ -115,5 +131,26 @@ def test_garbage_is_named_with_asyncio(url: str, servicer: Any) -> None:
     async def main() -> None:
         async with AsyncClient(url) as client:
             await every_way(client, ProtocolError)
+
+    asyncio.run(main())
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """Takes connections and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_silence_ends_with_the_deadline(silent: str, way: str) -> None:
+    with Client(silent, timeout_seconds=0.2) as client, pytest.raises(DeadlineError):
+        WAYS[way](client)
+
+
+def test_silence_ends_with_the_deadline_with_asyncio(silent: str) -> None:
+    async def main() -> None:
+        async with AsyncClient(silent, timeout_seconds=0.2) as client:
+            await every_way(client, DeadlineError)
 
     asyncio.run(main())
