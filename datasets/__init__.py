@@ -9,7 +9,7 @@ from longrec.datasets.readers import (
     read_interactions,
     read_titles,
 )
-from longrec.datasets.split import Split, leave_one_out
+from longrec.datasets.split import Split, everything, leave_one_out
 
 __all__ = [
     "SOURCES",
@@ -17,6 +17,7 @@ __all__ = [
     "InteractionColumns",
     "Split",
     "TitleColumns",
+    "everything",
     "fetch",
     "leave_one_out",
     "read_categories",

@@ -1,4 +1,4 @@
-"""Leave-one-out: which events of a dataset are trained on, validated on and tested on. Protocol only, no metrics."""
+"""Which events of a dataset are trained on, validated on and tested on. Protocol only, no metrics."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from longrec.datasets.dataset import Dataset
 
-__all__ = ["Split", "leave_one_out"]
+__all__ = ["Split", "everything", "leave_one_out"]
 
 MIN_EVENTS = 3
 
@@ -39,3 +39,9 @@ def leave_one_out(dataset: Dataset) -> Split:
     train_end = end.copy()
     train_end[evaluated] -= 2
     return Split(train_end, evaluated, end[evaluated] - 2, end[evaluated] - 1)
+
+
+def everything(dataset: Dataset) -> Split:
+    """Every event is trained on, and no user evaluated: for pretraining."""
+    none = np.zeros(0, dtype=np.int64)
+    return Split(dataset.indptr[1:].copy(), none, none, none)

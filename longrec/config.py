@@ -9,9 +9,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from longrec.errors import ArgumentError
 from longrec.protocol import PROTOCOL_VERSION
 
-__all__ = ["EngineConfig", "Family", "ModelConfig", "TrainConfig", "engine_config", "parse_config"]
+__all__ = ["EngineConfig", "Family", "Loss", "ModelConfig", "TrainConfig", "engine_config", "parse_config"]
 
 Family = Literal["transformer", "transformer_xl", "hstu", "gru", "lstm", "bert4rec", "seq2seq"]
+Loss = Literal["softmax", "sampled_softmax", "bce", "gbce"]
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -92,11 +93,22 @@ class TrainConfig(_Config):
         max_seconds: training gets as many of the epochs as fit into this time, with the schedule scaled to them; as
             long as all fit, it changes nothing.
         learning_rate: peak of the schedule. weight_decay, warmup_steps, clip_norm: as usual.
+        optimizer: AdamW, or SGD with Nesterov's momentum. momentum: of SGD.
+        ema_decay: of the mean of the weights over the steps, which is then what is validated and kept; 0: none.
         dropout: in the network.
+        adversarial: length of the step that makes each item's embedding worst for the loss, in mean lengths of an
+            embedding; the loss there is added. 0: none.
         item_dropout: share of the input items that are replaced by the unknown item.
         mask_share: share of the items that bert4rec masks.
-        label_smoothing: probability that the target spreads over the catalogue.
+        loss: over the whole catalogue (softmax), or over the target and sampled negatives (docs/training.md).
+        num_negatives: items drawn for a step, of the losses that sample.
+        negative_power: they are drawn in proportion to (training events + 1) ** power; 0: uniformly.
+        calibration: t of gBCE, from 0, as BCE, to 1, which undoes what sampling does to probabilities.
+        label_smoothing: probability that the target spreads over the catalogue; of softmax alone.
         validate_every: epochs from one validation to the next; the last is always validated.
+        patience: validations in a row without a better one that end the run; None: it runs to its end.
+        precision: bfloat16 computes the matrix products in it, over weights that stay float32.
+        compile: whether torch.compile makes the network's pass.
         seed: of weights, dropout and order; the same seed on the same machine gives the same weights.
     """
 
@@ -108,11 +120,22 @@ class TrainConfig(_Config):
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     warmup_steps: Annotated[int, Field(ge=0)] = 50
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    momentum: Fraction = 0.9
+    ema_decay: Fraction = 0.0
     dropout: Fraction = 0.3
+    adversarial: Annotated[float, Field(ge=0)] = 0.0
     item_dropout: Fraction = 0.05
     mask_share: Fraction = 0.2
+    loss: Loss = "softmax"
+    num_negatives: Positive = 256
+    negative_power: Annotated[float, Field(ge=0, le=1)] = 0.0
+    calibration: Annotated[float, Field(ge=0, le=1)] = 0.75
     label_smoothing: Fraction = 0.1
     validate_every: Positive = 2
+    patience: Positive | None = None
+    precision: Literal["float32", "bfloat16"] = "float32"
+    compile: bool = False
     seed: Annotated[int, Field(ge=0)] = 0
 
 

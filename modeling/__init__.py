@@ -1,6 +1,6 @@
 """Networks as `nn.Module`s over the operators of `longrec.kernels`, their input features and their checkpoints."""
 
-from longrec.modeling.checkpoint_io import load_network, load_run, save_run
+from longrec.modeling.checkpoint_io import load_network, load_run, network_of, save_run
 from longrec.modeling.events import Events
 from longrec.modeling.families import FAMILIES, build_network
 from longrec.modeling.features import gap_buckets
@@ -22,6 +22,7 @@ __all__ = [
     "load_network",
     "load_run",
     "memory_layout",
+    "network_of",
     "recompute_scores",
     "save_run",
 ]

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from longrec.catalogue import Catalogue
@@ -16,7 +16,7 @@ from longrec.modeling.families import build_network
 from longrec.modeling.network import Network
 from longrec.modeling.transformer import Transformer
 
-__all__ = ["load_network", "load_run", "save_run"]
+__all__ = ["load_network", "load_run", "network_of", "save_run"]
 
 
 def save_run(
@@ -58,8 +58,7 @@ def load_run(folder: Path) -> tuple[Network, Checkpoint]:
             shape or type, or not finite.
     """
     checkpoint = load_checkpoint(folder)
-    with torch.device("meta"), _Undrawn():  # neither stores nor draws weights that are replaced at once
-        network = build_network(checkpoint.config)
+    network = _undrawn(checkpoint.config)
     expected = network.state_dict()
     for kind, names in (
         ("missing", expected.keys() - checkpoint.weights.keys()),
@@ -79,6 +78,19 @@ def load_run(folder: Path) -> tuple[Network, Checkpoint]:
             raise CheckpointError(f"{folder / WEIGHTS}: {name}: expected finite numbers; the training diverged")
     network.load_state_dict(state, assign=True)
     return network.eval(), checkpoint
+
+
+def network_of(config: ModelConfig, weights: Mapping[str, Tensor]) -> Network:
+    """A network in evaluation mode that has these weights, which are not copied."""
+    network = _undrawn(config)
+    network.load_state_dict(weights, assign=True)
+    return network.eval()
+
+
+def _undrawn(config: ModelConfig) -> Network:
+    """Without weights: neither stored nor drawn, since they are replaced at once."""
+    with torch.device("meta"), _Undrawn():
+        return build_network(config)
 
 
 class _Undrawn(TorchFunctionMode):

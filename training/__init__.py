@@ -1,7 +1,6 @@
 """Training and evaluation: packed batches, losses, the trainer, ranking metrics."""
 
 from longrec.training.evaluation import Answers, answer, evaluate, rank_targets
-from longrec.training.losses import next_item_loss
 from longrec.training.metrics import Metrics, ranking_metrics
 from longrec.training.packing import Batch, pack
 from longrec.training.reporting import Observer, ProgressBar, TensorBoard, plot_history
@@ -17,7 +16,6 @@ __all__ = [
     "Trained",
     "answer",
     "evaluate",
-    "next_item_loss",
     "pack",
     "plot_history",
     "rank_targets",

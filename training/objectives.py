@@ -1,75 +1,108 @@
-"""What each family is trained for: from a batch to its loss, by `Network.objective`."""
+"""What each family is trained for, by `Network.objective`: from examples to sums of losses."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from longrec.config import TrainConfig
-from longrec.modeling import Events, Network
+from longrec.modeling import Network
 from longrec.modeling.bert4rec import BERT4Rec
-from longrec.modeling.network import Objective
+from longrec.modeling.network import Objective as Name
 from longrec.modeling.seq2seq import Seq2Seq
-from longrec.training.losses import next_item_loss
+from longrec.training.examples import Examples
+from longrec.training.losses import item_loss
 
-__all__ = ["OBJECTIVES", "recurrent_loss"]
-
-# network, a batch's events, the item after each, first items of histories, config -> a scalar
-Loss = Callable[[Network, Events, Tensor, Tensor, TrainConfig], Tensor]
+__all__ = ["Objective", "Term"]
 
 CUTS = 4  # places at which seq2seq's encoder stops, in each piece of a history: a piece gives few targets otherwise
 
 
-def _next_item(network: Network, events: Events, targets: Tensor, first: Tensor, config: TrainConfig) -> Tensor:
+class Term(NamedTuple):
+    """A part of the loss: the sum over so many predictions, which the ranks of a distributed run add up apart."""
+
+    total: Tensor
+    predictions: int
+
+
+Terms = dict[str, Term]
+
+
+class Objective(nn.Module):
+    """A network and what it is trained for, as one module: what is compiled, or sharded, has one way in.
+
+    Args:
+        network: trained.
+        config: its loss.
+    """
+
+    def __init__(self, network: Network, config: TrainConfig) -> None:
+        super().__init__()
+        self.network, self.config = network, config
+
+    def forward(self, examples: Examples, memory: Any = None) -> tuple[Terms, Any]:
+        """The terms of the loss, and the memory after the events.
+
+        Args:
+            examples: of a batch.
+            memory: of the pieces before, of a recurrent network; None for others.
+        """
+        network = self.network
+        if network.recurrent:
+            hidden, memory = network.step(examples.events, memory)
+            return _items(network, hidden, examples.targets, examples, self.config), memory
+        return _TERMS[network.objective](network, examples, self.config), None
+
+
+def _items(network: Network, hidden: Tensor, targets: Tensor, examples: Examples, config: TrainConfig) -> Terms:
+    """The items that `hidden` predicts, and the first items, which the start state does."""
+    first = examples.first
+    states = torch.cat((hidden, network.start.expand(len(first), -1)))
+    wanted = torch.cat((targets, first))
+    return {"item": Term(item_loss(states, network.item_table, wanted, examples.negatives, config), len(wanted))}
+
+
+def _next_item(network: Network, examples: Examples, config: TrainConfig) -> Terms:
     """The item after each event."""
-    return _loss(network, network.states(events), targets, first, config)
+    return _items(network, network.states(examples.events), examples.targets, examples, config)
 
 
-def _masked_item(network: Network, events: Events, targets: Tensor, first: Tensor, config: TrainConfig) -> Tensor:
+def _masked_item(network: Network, examples: Examples, config: TrainConfig) -> Terms:
     """Masked items, the first of a piece aside, and the item after each piece."""
     assert isinstance(network, BERT4Rec)
+    events, targets = examples.events, examples.targets
     some = events.counts > 0
     last = events.cu_seqlens[1:].long()[some] - 1
-    masked = torch.rand(len(targets)) < config.mask_share
+    masked = torch.rand(len(targets), device=targets.device) < config.mask_share
     masked[events.cu_seqlens[:-1].long()[some]] = False  # its item is no target here: that of the row before is
     states, following = network.encode(events, masked)
     wanted = masked.nonzero().flatten()
     hidden = torch.cat((states[wanted], following[some]))
-    return _loss(network, hidden, torch.cat((targets[wanted - 1], targets[last])), first, config)
+    return _items(network, hidden, torch.cat((targets[wanted - 1], targets[last])), examples, config)
 
 
-def _next_items(network: Network, events: Events, targets: Tensor, first: Tensor, config: TrainConfig) -> Tensor:
+def _next_items(network: Network, examples: Examples, config: TrainConfig) -> Terms:
     """The next `horizon` items after events of each piece, chosen at random."""
     assert isinstance(network, Seq2Seq)
+    events, targets = examples.events, examples.targets
+    device = targets.device
     counts, begins = events.counts, events.cu_seqlens[:-1].long()
     pieces = (counts > 0).nonzero().flatten().repeat(CUTS)
-    kept = 1 + (torch.rand(len(pieces)) * counts[pieces]).long()
+    kept = 1 + (torch.rand(len(pieces), device=device) * counts[pieces]).long()
     order = kept.argsort(descending=True, stable=True)  # equal lengths side by side
     pieces, kept = pieces[order], kept[order]
     before = kept.cumsum(0) - kept
-    rows = torch.repeat_interleave(begins[pieces] - before, kept) + torch.arange(int(kept.sum()))
-    ahead = torch.arange(network.config.horizon)
+    rows = torch.repeat_interleave(begins[pieces] - before, kept) + torch.arange(int(kept.sum()), device=device)
+    ahead = torch.arange(network.config.horizon, device=device)
     known = ahead < (counts[pieces] - kept + 1)[:, None]  # [B, horizon]
     steps = targets[((begins[pieces] + kept - 1)[:, None] + ahead).clamp(max=len(targets) - 1)]
     encoded = network.encode(events.take(rows, kept))
     hidden = network.decode(encoded, kept, torch.where(known, steps, network.config.num_items)[:, :-1])
-    return _loss(network, hidden[known], steps[known], first, config)
+    return _items(network, hidden[known], steps[known], examples, config)
 
 
-def _loss(network: Network, hidden: Tensor, targets: Tensor, first: Tensor, config: TrainConfig) -> Tensor:
-    return next_item_loss(network, hidden, targets, first, label_smoothing=config.label_smoothing)
-
-
-def recurrent_loss(
-    network: Network, events: Events, targets: Tensor, first: Tensor, config: TrainConfig, memory: Any
-) -> tuple[Tensor, Any]:
-    """The item after each event, over the memory of earlier segments; and the memory after them."""
-    hidden, memory = network.step(events, memory)
-    return _loss(network, hidden, targets, first, config), memory
-
-
-OBJECTIVES: Mapping[Objective, Loss] = {
+_TERMS: Mapping[Name, Callable[[Network, Examples, TrainConfig], Terms]] = {
     "next_item": _next_item,
     "masked_item": _masked_item,
     "next_items": _next_items,

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Batch", "cut", "pack"]
+__all__ = ["Batch", "cut", "pack", "share"]
 
 Rows = NDArray[np.int64]
 
@@ -73,3 +73,15 @@ def pack(starts: Rows, ends: Rows, *, sequence_length: int, batch_events: int, r
         begins = first[by_length]
         batches.append(Batch(rows, positions, cu_seqlens.astype(np.int32), begins[begins == starts[user[by_length]]]))
     return batches
+
+
+def share(batch: Batch, rank: int, size: int) -> Batch:
+    """The part of a batch that one of `size` ranks learns: every size-th piece, from the rank-th on."""
+    if size == 1:
+        return batch
+    begins, ends = batch.cu_seqlens[:-1][rank::size], batch.cu_seqlens[1:][rank::size]
+    cu_seqlens = np.concatenate(([0], (ends - begins).cumsum()))
+    rows = np.repeat(begins - cu_seqlens[:-1], ends - begins) + np.arange(cu_seqlens[-1])
+    fresh = [lane // size for lane in batch.fresh if lane % size == rank]
+    first = batch.first[rank::size]
+    return Batch(batch.rows[rows], batch.positions[rows], cu_seqlens.astype(np.int32), first, fresh)

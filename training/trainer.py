@@ -1,14 +1,14 @@
 """The training loop: epochs of packed batches, validation, and the choice of the best weights by the validation event.
 
 Deterministic: the same data, config, seed, machine and number of threads give the same weights, as long as
-`max_seconds` is not what ends the run (see `schedule.Budget`).
+`max_seconds` is not what ends the run (see `schedule.Budget`), and whether or not the run was stopped and resumed.
 """
 
-import copy
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,15 +18,16 @@ from torch import Tensor
 from longrec.config import ModelConfig, TrainConfig
 from longrec.datasets import Dataset, Split
 from longrec.errors import ArgumentError, DataError
-from longrec.modeling import Network, build_network
-from longrec.training.evaluation import evaluate, ranking_metrics
-from longrec.training.inputs import EventTable
-from longrec.training.objectives import OBJECTIVES, recurrent_loss
-from longrec.training.optimizer import adamw
-from longrec.training.packing import Batch, pack
+from longrec.modeling import Network, build_network, network_of
+from longrec.training.distributed import ALONE, World
+from longrec.training.examples import ExampleTable
+from longrec.training.packing import Batch, pack, share
 from longrec.training.recurrence import pack_lanes
 from longrec.training.reporting import Observer
 from longrec.training.schedule import Budget, learning_rate
+from longrec.training.selection import Selection, validate
+from longrec.training.state import Progress, fingerprint, restore, save
+from longrec.training.stepping import Stepper
 
 __all__ = ["Trained", "train"]
 
@@ -36,7 +37,7 @@ class Trained:
     """What a run gives.
 
     Args:
-        network: with the weights of the best validated epoch, in evaluation mode.
+        network: with the weights of the best validated epoch, in evaluation mode, on the CPU.
         best_epoch: from 1.
         history: a JSON-able record an epoch: epoch, loss, learning_rate, events_per_second, seconds since the start,
             and where it was validated `validation` with the metrics.
@@ -52,7 +53,17 @@ class Trained:
 
 
 def train(
-    dataset: Dataset, split: Split, model: ModelConfig, config: TrainConfig, observers: Sequence[Observer] = ()
+    dataset: Dataset,
+    split: Split,
+    model: ModelConfig,
+    config: TrainConfig,
+    observers: Sequence[Observer] = (),
+    *,
+    validated: bool = True,
+    initial: Mapping[str, Tensor] | None = None,
+    snapshot: Path | None = None,
+    device: str | torch.device = "cpu",
+    world: World = ALONE,
 ) -> Trained:
     """Train a network on the training part of `dataset`.
 
@@ -61,78 +72,99 @@ def train(
         model: shape; `num_items` is the catalogue's length.
         config: how.
         observers: told after each epoch.
+        validated: whether the best weights by validation are kept; else the last ones.
+        initial: weights to begin with, of `network.state_dict`; None: they are drawn.
+        snapshot: a file that gets the run's state after each epoch. If there is one of this run, the run goes on from
+            it, and ends with the bits of a run that was never stopped.
+        device: where the network is trained.
+        world: of a distributed run; every rank calls with the same arguments, and gets the same weights.
 
     Raises:
         ArgumentError: `model` has another number of items than the catalogue.
+        CheckpointError: `snapshot` is of another run.
         DataError: there is nothing to train or validate on, or the loss is no longer finite.
     """
     if model.num_items != len(dataset.catalogue):
         raise ArgumentError(f"num_items={model.num_items}", f"{len(dataset.catalogue)}, the length of the catalogue")
-    if not len(split.evaluated):
+    if validated and not len(split.evaluated):
         raise DataError(f"{dataset.name}: expected at least one user with 3 events, to validate on")
-    with torch.random.fork_rng(devices=[]):
+    device = torch.device(device)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(config.seed)
-        return _Run(dataset, split, model, config).run(observers)
+        network = build_network(model, dropout=config.dropout)
+        if initial is not None:
+            network.load_state_dict(initial)
+        if world.rank:  # the same weights everywhere, but no two ranks drop out the same
+            torch.manual_seed((config.seed << 16) + world.rank)
+        return _Run(dataset, split, config, network.to(device), world, validated).run(observers, snapshot)
 
 
 class _Run:
-    def __init__(self, dataset: Dataset, split: Split, model: ModelConfig, config: TrainConfig) -> None:
+    def __init__(
+        self, dataset: Dataset, split: Split, config: TrainConfig, network: Network, world: World, validated: bool
+    ) -> None:
         self.dataset, self.split, self.config = dataset, split, config
-        self.network = build_network(model, dropout=config.dropout)
-        self.optimizer = adamw(self.network, config)
-        self.table = EventTable(dataset, model.num_gap_buckets)
+        self.network, self.world, self.validated = network, world, validated
+        self.stepper = Stepper(network, config, world)
+        self.examples = ExampleTable(dataset, split, network.config, config, network.start.device)
         self.memory: Any = None  # of recurrent networks, a history in each lane
-        self.unknown = model.num_items
-        self.step = 0
 
-    def run(self, observers: Sequence[Observer]) -> Trained:
-        began = time.perf_counter()
-        budget = Budget(self.config.epochs, self.config.max_seconds)
-        history: list[dict[str, Any]] = []
-        best, best_epoch, best_weights = -math.inf, 0, {}
-        events, training_seconds = 0, 0.0
-        while budget.left:
-            epoch_began = time.perf_counter()
-            loss, rate, count = self.epoch(budget)
-            seconds = time.perf_counter() - epoch_began
-            events, training_seconds = events + count, training_seconds + seconds
-            record: dict[str, Any] = {
-                "epoch": budget.done + 1,
-                "loss": loss,
-                "learning_rate": rate,
-                "events_per_second": count / seconds,
-            }
-            budget.finish_epoch(time.perf_counter() - began)
-            if not budget.left or budget.done % self.config.validate_every == 0:
-                record["validation"] = self.validate()
-                if record["validation"]["ndcg@10"] > best:
-                    best, best_epoch = record["validation"]["ndcg@10"], budget.done
-                    best_weights = copy.deepcopy(self.network.state_dict())
-            record["seconds"] = time.perf_counter() - began
-            history.append(record)
+    def run(self, observers: Sequence[Observer], snapshot: Path | None) -> Trained:
+        identity = fingerprint(self.dataset, self.network.config, self.config, self.world)
+        if snapshot and snapshot.exists():
+            progress = restore(snapshot, identity, self.stepper)
+        else:
+            progress = Progress(Budget(self.config.epochs, self.config.max_seconds), Selection(), [])
+        budget, selection = progress.budget, progress.selection
+        began = time.perf_counter() - progress.seconds
+        while budget.left and not self.exhausted(selection):
+            record = self.epoch(progress)
+            budget.finish_epoch(self.world.from_first(time.perf_counter() - began))
+            if not self.validated:
+                selection.epoch = budget.done
+            elif not budget.left or budget.done % self.config.validate_every == 0:
+                weights = self.stepper.weights()
+                record["validation"] = self.validate(weights)
+                selection.offer(record["validation"]["ndcg@10"], budget.done, weights)
+            record["seconds"] = progress.seconds = time.perf_counter() - began
+            progress.history.append(record)
+            if snapshot:
+                save(snapshot, identity, self.stepper, progress)
             for observer in observers:
                 observer.epoch(record, budget.epochs)
-        self.network.load_state_dict(best_weights)
-        seconds = time.perf_counter() - began
-        return Trained(self.network.eval(), best_epoch, history, seconds, events / training_seconds)
+        best = network_of(self.network.config, selection.weights or self.stepper.weights()).cpu()
+        rate = progress.events / progress.training_seconds
+        return Trained(best, selection.epoch, progress.history, time.perf_counter() - began, rate)
 
-    def epoch(self, budget: Budget) -> tuple[float, float, int]:
-        """One pass; the mean loss, the last learning rate and the number of input events."""
+    def exhausted(self, selection: Selection) -> bool:
+        """Whether validations have not got better for too long."""
+        return self.config.patience is not None and selection.misses >= self.config.patience
+
+    def epoch(self, progress: Progress) -> dict[str, Any]:
+        """One pass; its record."""
+        began, budget = time.perf_counter(), progress.budget
         batches = self.batches(np.random.default_rng([self.config.seed, budget.done]))
         self.network.train()
-        total, events, rate = 0.0, 0, 0.0
+        total, rate = 0.0, 0.0
         for index, batch in enumerate(batches):
-            progress = budget.within(index / len(batches))
-            rate = learning_rate(self.config.learning_rate, progress, self.step, self.config.warmup_steps)
-            total += self.optimise(batch, rate)
-            events += len(batch.rows)
-            self.step += 1
+            done = budget.within(index / len(batches))
+            rate = learning_rate(self.config.learning_rate, done, self.stepper.taken, self.config.warmup_steps)
+            total += self.optimise(share(batch, self.world.rank, self.world.size), rate)
+        total = self.world.sum(torch.tensor(total, dtype=torch.float64, device=self.network.start.device)).item()
         if not math.isfinite(total):
             raise DataError(
                 f"training: the loss is no longer finite in epoch {budget.done + 1}; lower learning_rate "
                 f"(now {self.config.learning_rate})"
             )
-        return total / len(batches), rate, events
+        events, seconds = sum(len(batch.rows) for batch in batches), time.perf_counter() - began
+        progress.events += events
+        progress.training_seconds += seconds
+        return {
+            "epoch": budget.done + 1,
+            "loss": total / len(batches),
+            "learning_rate": rate,
+            "events_per_second": events / seconds,
+        }
 
     def batches(self, rng: np.random.Generator) -> list[Batch]:
         """An epoch's batches."""
@@ -144,38 +176,19 @@ class _Run:
         options: dict[str, Any] = {"sequence_length": length, "batch_events": self.config.batch_events, "rng": rng}
         return pack_lanes(*borders, **options) if self.network.recurrent else pack(*borders, **options)
 
-    def loss(self, batch: Batch) -> Tensor:
-        """Of a batch; a recurrent network's memory goes on."""
-        events = self.table.at(batch.rows, batch.positions, batch.cu_seqlens)
-        inputs = events._replace(items=self.hide(events.items))
-        targets = self.table.items[torch.from_numpy(batch.rows) + 1]
-        first = self.table.items[torch.from_numpy(batch.first)]
-        if not self.network.recurrent:
-            return OBJECTIVES[self.network.objective](self.network, inputs, targets, first, self.config)
-        if len(batch.fresh) == inputs.num_users:  # an epoch begins
-            self.memory = self.network.new_memory(inputs.num_users)
-        self.memory.reset(batch.fresh)
-        loss, self.memory = recurrent_loss(self.network, inputs, targets, first, self.config, self.memory)
+    def optimise(self, batch: Batch, rate: float) -> float:
+        """One step; the loss before it. A recurrent network's memory goes on."""
+        examples = self.examples.of(batch, self.stepper.taken)
+        if self.network.recurrent:
+            if len(batch.fresh) == examples.events.num_users:  # an epoch begins
+                self.memory = self.network.new_memory(examples.events.num_users)
+            self.memory.reset(batch.fresh)
+        loss, self.memory = self.stepper.step(examples, self.memory, rate)
         return loss
 
-    def optimise(self, batch: Batch, rate: float) -> float:
-        """One step; the loss before it."""
-        loss = self.loss(batch)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip_norm)
-        self.optimizer.step()
-        return loss.item()
-
-    def hide(self, items: Tensor) -> Tensor:
-        """Put the unknown item in place of a share of the input: its row is trained, and no single event relied on."""
-        if self.config.item_dropout == 0.0:
-            return items
-        return torch.where(torch.rand(items.shape) < self.config.item_dropout, self.unknown, items)
-
-    def validate(self) -> dict[str, float]:
-        """Metrics of the weights as they are on the validation events."""
-        ranks = evaluate(self.network.eval(), self.dataset, self.split.evaluated, self.split.validation)
-        return ranking_metrics(ranks.numpy()).as_dict()
+    def validate(self, weights: dict[str, Tensor]) -> dict[str, float]:
+        """Metrics of the weights on the validation events, the same on every rank."""
+        first = self.world.rank == 0
+        metrics = validate(self.network.config, weights, self.dataset, self.split) if first else None
+        found: dict[str, float] = self.world.from_first(metrics)
+        return found

@@ -1,3 +1,5 @@
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +10,8 @@ import torch
 from rich.console import Console
 
 from longrec.config import ModelConfig, TrainConfig
-from longrec.datasets import Dataset, leave_one_out
-from longrec.errors import ArgumentError, DataError
+from longrec.datasets import Dataset, everything, leave_one_out
+from longrec.errors import ArgumentError, CheckpointError, DataError
 from longrec.training import ProgressBar, TensorBoard, Trained, evaluate, plot_history, ranking_metrics, train
 
 NUM_ITEMS = 11
@@ -115,3 +117,81 @@ def test_observers_see_every_epoch_and_records_become_scalars_and_a_plot(tmp_pat
     assert [path.name.startswith("events.out") for path in (tmp_path / "board").iterdir()] == [True]
     plot_history(trained.history, tmp_path / "history.png")
     assert (tmp_path / "history.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_that_gets_no_better_ends_early() -> None:
+    trained = run(CONFIG.model_copy(update={"epochs": 60, "validate_every": 1, "patience": 3}))
+    scores = [record["validation"]["ndcg@10"] for record in trained.history]
+    assert len(scores) == trained.best_epoch + 3 < 60
+    assert max(scores[-3:]) <= scores[trained.best_epoch - 1] == max(scores)
+
+
+def test_without_validation_the_last_weights_are_kept() -> None:
+    data = walks()
+    trained = train(data, everything(data), MODEL, CONFIG.model_copy(update={"epochs": 2}), validated=False)
+    assert trained.best_epoch == 2
+    assert not any("validation" in record for record in trained.history)
+    assert torch.isfinite(weights(trained)).all()
+
+
+class Stop(Exception):
+    """What ends a run in the middle."""
+
+
+class Stopper:
+    """Ends a run after some epochs."""
+
+    def __init__(self, after: int) -> None:
+        self.after = after
+
+    def epoch(self, record: Mapping[str, Any], epochs: int) -> None:
+        if record["epoch"] == self.after:
+            raise Stop
+
+
+HARD = CONFIG.model_copy(
+    update={
+        "epochs": 5,
+        "item_dropout": 0.1,
+        "ema_decay": 0.9,
+        "adversarial": 0.1,
+        "loss": "sampled_softmax",
+        "num_negatives": 5,
+        "negative_power": 0.5,
+        "patience": 9,
+    }
+)
+
+
+@pytest.mark.parametrize("family", ["transformer", "transformer_xl", "gru", "bert4rec"])
+@pytest.mark.parametrize("config", [HARD, HARD.model_copy(update={"optimizer": "sgd", "ema_decay": 0.0})])
+def test_a_run_that_was_stopped_ends_with_the_bits_of_one_that_was_not(
+    family: str, config: TrainConfig, tmp_path: Path
+) -> None:
+    data, model = walks(), MODEL.model_copy(update={"family": family})
+    whole = train(data, leave_one_out(data), model, config)
+    for after in (1, 4):
+        with pytest.raises(Stop):
+            train(data, leave_one_out(data), model, config, [Stopper(after)], snapshot=tmp_path / "state")
+        torch.rand(3)
+    resumed = train(data, leave_one_out(data), model, config, snapshot=tmp_path / "state")
+    assert torch.equal(weights(resumed), weights(whole))
+    assert resumed.best_epoch == whole.best_epoch
+    same = ("epoch", "loss", "learning_rate", "validation")
+    assert [{name: record.get(name) for name in same} for record in resumed.history] == [
+        {name: record.get(name) for name in same} for record in whole.history
+    ]
+
+
+def test_a_snapshot_of_another_run_is_refused(tmp_path: Path) -> None:
+    run_it = partial(train, snapshot=tmp_path / "state")
+    data = walks()
+    run_it(data, leave_one_out(data), MODEL, CONFIG.model_copy(update={"epochs": 1}))
+    with pytest.raises(CheckpointError, match="training: expected what the run began with"):
+        run_it(data, leave_one_out(data), MODEL, CONFIG.model_copy(update={"epochs": 2}))
+    other = walks(users=39)
+    with pytest.raises(CheckpointError, match="dataset: expected what the run began with"):
+        run_it(other, leave_one_out(other), MODEL, CONFIG.model_copy(update={"epochs": 1}))
+    (tmp_path / "state").write_bytes(b"garbage")
+    with pytest.raises(CheckpointError, match="expected the state of a training run"):
+        run_it(data, leave_one_out(data), MODEL, CONFIG)

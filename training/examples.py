@@ -1,0 +1,85 @@
+"""From a batch's rows to what a network is trained on: events in, items to come out, negatives. Tensors on the device
+of the network."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from longrec.config import ModelConfig, TrainConfig
+from longrec.datasets import Dataset, Split
+from longrec.modeling import Events
+from longrec.training.evaluation_report import training_counts
+from longrec.training.inputs import EventTable
+from longrec.training.losses import SampledItems
+from longrec.training.negatives import Sampler
+from longrec.training.packing import Batch
+
+__all__ = ["ExampleTable", "Examples"]
+
+
+class Examples(NamedTuple):
+    """A batch, ready for an objective.
+
+    Args:
+        events: T input events of B pieces.
+        targets: [T] int64, the item after each.
+        first: [F] int64, first items of histories; the start state predicts them.
+        negatives: of a loss that samples.
+    """
+
+    events: Events
+    targets: Tensor
+    first: Tensor
+    negatives: SampledItems | None
+
+
+class ExampleTable:
+    """Examples of the training part of a dataset.
+
+    Args:
+        dataset, split: the data. model, config: what they are for.
+        device: of the network.
+    """
+
+    def __init__(
+        self, dataset: Dataset, split: Split, model: ModelConfig, config: TrainConfig, device: torch.device
+    ) -> None:
+        self._table = EventTable(dataset, model.num_gap_buckets)
+        self._unknown, self._item_dropout, self._device = model.num_items, config.item_dropout, device
+        self._sampler: Sampler | None = None
+        if config.loss != "softmax":
+            self._sampler = Sampler(
+                training_counts(dataset, split),
+                power=config.negative_power,
+                num_negatives=config.num_negatives,
+                seed=config.seed,
+            )
+
+    def of(self, batch: Batch, step: int) -> Examples:
+        """Of a batch, which is the run's `step`-th from 0."""
+        events = self._table.at(batch.rows, batch.positions, batch.cu_seqlens)
+        events = events._replace(items=self._hide(events.items))
+        return Examples(
+            Events(*(field.to(self._device) for field in events)),
+            self._items(batch.rows + 1),
+            self._items(batch.first),
+            self._negatives(step),
+        )
+
+    def _items(self, rows: NDArray[np.int64]) -> Tensor:
+        return self._table.items[torch.from_numpy(rows)].to(self._device)
+
+    def _hide(self, items: Tensor) -> Tensor:
+        """Put the unknown item in place of a share of the input: its row is trained, and no single event relied on."""
+        if self._item_dropout == 0.0:
+            return items
+        return torch.where(torch.rand(items.shape) < self._item_dropout, self._unknown, items)
+
+    def _negatives(self, step: int) -> SampledItems | None:
+        if self._sampler is None:
+            return None
+        items, log_expected = map(torch.from_numpy, self._sampler.draw(step))
+        return items.to(self._device), log_expected.to(self._device)
