@@ -1,4 +1,4 @@
-"""The memory pool: pages of keys and values of all layers, and which user holds which.
+"""The memory pool: pages of keys and values of all layers, or of recurrent states, and which user holds which.
 
 A page id names one page in every layer, so that a user has one page table. What is known of a user lies in one row of
 a few arrays, so that a step over hundreds of users is a few array operations. Pages are never cleared: the operators
@@ -16,7 +16,7 @@ from longrec.config import EngineConfig, ModelConfig
 from longrec.errors import ArgumentError, MachineError
 from longrec.modeling.memory_layout import memory_layout
 from longrec.python_backend.host_tier import HostTier
-from longrec.python_backend.pages import PageStore
+from longrec.python_backend.pages import make_store
 
 __all__ = ["NO_ROW", "NO_TIME", "MemoryPool", "PageTables"]
 
@@ -41,7 +41,7 @@ class PageTables(NamedTuple):
 class MemoryPool:
     """Pages within `memory_bytes`, and the users who hold them; the user longest unused is evicted when none is free.
 
-    A row stands for the keys and values of events [first, length) of a user's log; what lies before `first` has left
+    A row stands for what the network keeps of events [first, length) of a user's log; what lies before `first` has left
     the window. A step is: `begin_step`, `touch` the users that have rows, `open` those who have none, `reserve` pages
     for as many as `num_fitting` says, run the network, `advance`. No user touched or opened in a step is evicted in it;
     from one step to the next a row may go to another user, unless it is pinned.
@@ -64,15 +64,16 @@ class MemoryPool:
         page_bytes = layout.page_bytes
         self.num_pages = engine.memory_bytes // page_bytes
         most_new = engine.max_user_step_events
-        self.pages_per_user = -(-(model.window + most_new) // engine.page_size) + 1
+        self.pages_per_user = layout.most_pages(model.window + most_new)
         if self.num_pages < self.pages_per_user:
             raise ArgumentError(
                 f"memory_bytes={engine.memory_bytes}",
-                f"at least {self.pages_per_user * page_bytes} for {model.window} (window) + {most_new} (new) events",
+                f"at least {self.pages_per_user * page_bytes} for "
+                + (f"{model.window} (window) + {most_new} (new) events" if model.reach else "a user's state"),
                 remedy="raise it, or lower chunk_events and inline_events",
             )
-        self.page_size, self.window = engine.page_size, model.window
-        self.store = PageStore(layout, self.num_pages, device)
+        self.page_size, self.window = layout.page_size, model.window
+        self.store = make_store(layout, self.num_pages, device)
         rows = self.num_pages  # a user in memory holds a page at least
         self.hidden = torch.zeros(rows, model.dim, dtype=dtype, device=device)
         self.tier = (

@@ -9,7 +9,7 @@ import pytest
 from longrec.config import EngineConfig
 from longrec.errors import ArgumentError
 from longrec.protocol import UNCHECKED_POSITION, Status
-from longrec.python_backend import recompute as recompute_module
+from longrec.python_backend import windows
 from longrec.python_backend.engine import Engine
 from longrec.python_backend.event_log.lmdb_log import LmdbLog
 from longrec.python_backend.query import Query
@@ -40,7 +40,7 @@ def assert_same(answers, expected):
 def test_answers_equal_the_engine_with_memory(
     baseline: RecomputeEngine, make_engine: Callable[..., Engine], make_history, monkeypatch
 ):
-    monkeypatch.setattr(recompute_module, "PASS_EVENTS", 60)  # several passes a batch
+    monkeypatch.setattr(windows, "PASS_EVENTS", 60)  # several passes a batch
     engine, rng = make_engine(), np.random.default_rng(0)
     histories = {f"user {seed}": make_history(seed, 90) for seed in range(6)}
     sent = dict.fromkeys(histories, 0)
@@ -78,6 +78,7 @@ def test_what_goes_through_memory_is_refused(network, log):
 
 def test_nothing_is_kept(baseline: RecomputeEngine, make_history):
     baseline.answer([query("u", make_history(1, 30))])
-    assert len(baseline.pool) == 0
+    assert baseline.most_users == 0
+    assert baseline.observations.memory_misses == 1
     assert baseline.observations.events_computed == baseline.network.config.receptive_field
     assert not baseline.has_work
