@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from longrec import kernels
 from longrec.modeling.events import Events
 from longrec.modeling.paged import PagedNetwork
 from longrec.python_backend.memory_pool import MemoryPool
@@ -74,8 +73,7 @@ class StepRunner:
 
     @torch.inference_mode()
     def warm_up(self) -> None:
-        """Run an event of nobody's, which is written nowhere: what is done once is done now, not during a request."""
-        kernels.prepare_attention(self._store.k_pages[0], self._network.start.dtype)
+        """Run an event of nobody's, written nowhere: what is compiled is compiled now, not during a request."""
         one, none = np.zeros(1, np.int64), np.zeros(2, np.int32)
         self.run(StepInputs(one, one, one, one - 1, np.array([0, 1], np.int32), none, none[:0], none[:1], none[:1]))
 
