@@ -21,6 +21,7 @@ from longrec.python_backend.explain import Explainer
 from longrec.python_backend.host_tier import Saved
 from longrec.python_backend.memory_pool import NO_ROW, NO_TIME, MemoryPool
 from longrec.python_backend.observations import Observations
+from longrec.python_backend.snapshots import LEAST_EVENTS, Snapshot, Snapshots
 from longrec.python_backend.step import StepInputs, Steps
 from longrec.python_backend.user_memory import Caught, UserMemory, overtaken
 from longrec.python_backend.work import Entry, Rows, Work
@@ -66,6 +67,7 @@ class CatchUp(UserMemory):
         steps: runs the network over `pool`.
         inline_events: as `UserMemory`.
         explainer: of items, from memories; None: nobody may ask.
+        snapshots: of states, from which rebuilds go on; None: there are none.
     """
 
     def __init__(
@@ -75,10 +77,12 @@ class CatchUp(UserMemory):
         pool: MemoryPool,
         steps: Steps,
         inline_events: int,
-        explainer: Explainer | None,
+        explainer: Explainer | None = None,
+        snapshots: Snapshots | None = None,
     ) -> None:
         self.log, self.pool = log, pool
-        self._pool, self._steps, self._explainer, self._model = pool, steps, explainer, network.config
+        self._pool, self._steps, self._model = pool, steps, network.config
+        self._explainer, self._snapshots = explainer, snapshots
         self._start, self._reach = network.start.detach(), network.config.reach
         self._seconds_per_event = 0.0  # of the last steps of many events, a moving mean
         half = pool.num_pages // 2 // pool.pages_per_user  # the other half is for those who are warm
@@ -102,6 +106,7 @@ class CatchUp(UserMemory):
         works = [work for work in works if work.entries]
         rows = [pool.row(work.user) for work in works]
         pool.touch([row for row in rows if row != NO_ROW])
+        snapshots = self._read_snapshots(works, rows)
         wanted: list[_Wanted] = []
         parts: list[_Part] = []
         failed: list[tuple[Entry, DataError]] = []
@@ -111,6 +116,9 @@ class CatchUp(UserMemory):
             after = work.entries[0].after
             if row == NO_ROW and self._saved(work) is not None:
                 row = pool.restore(work.user)
+            if row == NO_ROW and work.user in snapshots:
+                assert self._snapshots is not None
+                row = self._snapshots.restore(work.user, snapshots[work.user])
             length = pool.length.item(row) if row != NO_ROW else NO_LENGTH
             start = self._begin(after) if row == NO_ROW else self._usable(length, after)
             goes_on = start == length  # where the memory ends
@@ -226,7 +234,16 @@ class CatchUp(UserMemory):
                 found.append(entry)
                 places.append(end - stop + entry.after - 1)
         pool.advance(rows, counts, events[ends - 1, 1], _states(hidden, (ends - 1).tolist()))
+        if self._snapshots is not None:
+            self._snapshots.advanced([part.work.user for part in parts], rows)
         return _states(hidden, places), found
+
+    def _read_snapshots(self, works: Sequence[Work], rows: Sequence[int]) -> dict[bytes, Snapshot]:
+        """The snapshots of the users who have no memory, and a history that is worth one."""
+        if self._snapshots is None:
+            return {}
+        cold = [work for work, row in zip(works, rows, strict=True) if row == NO_ROW]
+        return self._snapshots.read([work.user for work in cold if work.entries[0].after >= LEAST_EVENTS])
 
     def _begin(self, after: int) -> int:
         """Where a memory begins that shall answer after so many events."""

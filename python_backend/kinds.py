@@ -17,8 +17,9 @@ from longrec.python_backend.memory_pool import MemoryPool
 from longrec.python_backend.paths import PoolPaths
 from longrec.python_backend.ranking import Ranker
 from longrec.python_backend.rollout import Rollouts
+from longrec.python_backend.snapshots import Snapshots
 from longrec.python_backend.state_step import StateRunner
-from longrec.python_backend.step import StepRunner, Steps
+from longrec.python_backend.step import StepRunner
 from longrec.python_backend.user_memory import UserMemory
 from longrec.python_backend.window_paths import DecodedPaths, WindowPaths
 from longrec.python_backend.windows import FieldReader, Windows
@@ -51,19 +52,17 @@ def make_kind(
     if network.memory == "window":
         fields = FieldReader(log, network.config.reach)
         paths = DecodedPaths(network, fields) if isinstance(network, Seq2Seq) else WindowPaths(network, fields)
-        memory = Windows(network, log, config.max_step_events)
-        return Kind(memory, Rollouts(network, paths, ranker, None))
+        windows = Windows(network, log, config.max_step_events)
+        return Kind(windows, Rollouts(network, paths, ranker, None))
     pool = MemoryPool(network.config, config, network.start.device, network.start.dtype)
-    steps: Steps
-    explainer: Explainer | None = None
     if isinstance(network, PagedNetwork):
-        steps = runner = StepRunner(network, pool, decode_batches)
-        runner.warm_up()
+        steps = StepRunner(network, pool, decode_batches)
+        steps.warm_up()
         explainer = Explainer(network, pool)
-    else:
-        assert isinstance(network, Recurrent)
-        steps = StateRunner(network, pool)
-    return Kind(
-        CatchUp(network, log, pool, steps, config.inline_events, explainer),
-        Rollouts(network, PoolPaths(network, pool, steps), ranker, explainer),
-    )
+        memory = CatchUp(network, log, pool, steps, config.inline_events, explainer)
+        return Kind(memory, Rollouts(network, PoolPaths(network, pool, steps), ranker, explainer))
+    assert isinstance(network, Recurrent)
+    states = StateRunner(network, pool)
+    snapshots = Snapshots(network, log, pool)
+    memory = CatchUp(network, log, pool, states, config.inline_events, snapshots=snapshots)
+    return Kind(memory, Rollouts(network, PoolPaths(network, pool, states), ranker, None))

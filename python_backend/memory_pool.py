@@ -6,6 +6,7 @@ read nothing past a user's length. Holds the bookkeeping only; what is written i
 """
 
 from array import array
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -53,6 +54,7 @@ class MemoryPool:
         time: [rows] int64, unix ms of event length - 1, or NO_TIME.
         pinned: [rows] bool; a pinned row is never evicted.
         tier: where the memories of the evicted go; None: nowhere.
+        on_evict: called with each user who is about to be evicted, and their row.
         evictions: users evicted so far. pages_restored: pages that came back from the tier.
 
     Raises:
@@ -81,6 +83,7 @@ class MemoryPool:
         )
         self.first, self.length, self.time = (np.zeros(rows, np.int64) for _ in range(3))
         self.pinned = np.zeros(rows, bool)
+        self.on_evict: Callable[[bytes, int], object] = lambda user, row: None
         self.evictions = self.pages_restored = 0
         self._used = np.full(rows, _UNUSED)
         self._clock = 0  # steps begun
@@ -145,17 +148,32 @@ class MemoryPool:
         assert self.tier is not None
         saved = self.tier.get(user)
         assert saved is not None
-        if len(saved.slots) > self._room() or (row := self._take_row(user)) == NO_ROW:
+        row = self.adopt(user, saved[:3], len(saved.slots))
+        if row == NO_ROW:
             return NO_ROW
-        pages = self._take_pages(len(saved.slots))
-        self.first[row], self.length[row], self.time[row] = saved[:3]
-        self._tables[row, : len(pages)] = pages
+        pages = self._tables[row, : len(saved.slots)]
         # making room may have pushed it out of the tier: whoever is evicted goes there
         if self.tier.get(user) is not saved:
             self.drop(user)
             return NO_ROW
         self.tier.restore(user, self.store, self._index(pages), self.hidden[row])
         self.pages_restored += len(pages)
+        return row
+
+    def adopt(self, user: bytes, memory: tuple[int, int, int], num_pages: int) -> int:
+        """Give a user without memory one of so many pages, which the caller fills, and its state.
+
+        Args:
+            memory: first, length and time.
+
+        Returns:
+            The user's row, which belongs to the step; NO_ROW if there is no room.
+        """
+        if num_pages > self._room() or (row := self._take_row(user)) == NO_ROW:
+            return NO_ROW
+        pages = self._take_pages(num_pages)
+        self.first[row], self.length[row], self.time[row] = memory
+        self._tables[row, :num_pages] = pages
         return row
 
     def drop(self, user: bytes) -> None:
@@ -350,6 +368,7 @@ class MemoryPool:
                 row, used = self._victims.pop()
                 user = self._users[row]
                 if user is not None and self._used[row] == used < self._clock and not self.pinned[row]:
+                    self.on_evict(user, row)
                     self._save(user, row)
                     self._drop_row(user)
                     self.evictions += 1

@@ -142,6 +142,22 @@ def test_free_states_may_hold_anything(networks, open_log, make_history, family)
         assert_ranks(answer, expected_scores(exact, history[: start + 3]))
 
 
+@pytest.mark.parametrize("family", ["transformer_xl", "hstu"])
+def test_steps_over_fixed_buffers_as_on_a_gpu(networks, open_log, make_history, family):
+    network, exact = networks[family]
+    config = EngineConfig(page_size=16, memory_bytes=1 << 20)
+    engine, histories = (
+        Engine(network, open_log(), config, decode_batches=(2, 4)),
+        [make_history(at, 30) for at in range(4)],
+    )
+    engine.answer_all([Query(b"%d" % at, history[:9], 0, None, 0) for at, history in enumerate(histories)])
+    for stop in range(10, 31):
+        users = range(stop % 4 + 1) if stop > 13 else range(4)
+        batch = [Query(b"%d" % at, histories[at][engine.log.length(b"%d" % at) : stop], -1, None, 5) for at in users]
+        for at, answer in zip(users, engine.answer_all(batch), strict=True):
+            assert_ranks(answer, expected_scores(exact, histories[at][:stop]))
+
+
 def step_scores(exact: Network, history, path, gap: int) -> np.ndarray:
     """Scores [num_items] of the step after a path of predicted items."""
     if isinstance(exact, Seq2Seq) and len(history):
