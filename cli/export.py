@@ -48,7 +48,7 @@ def export(
     """
     from longrec.config import EngineConfig, parse_config
     from longrec.errors import ArgumentError
-    from longrec.modeling import load_network
+    from longrec.modeling import load_run
     from longrec.server.loading import switch_version
     from longrec.server.repository import write_repository
 
@@ -59,7 +59,7 @@ def export(
             raise ArgumentError(f"--set {setting}", "NAME=VALUE, such as max_k=100")
         values[name] = value
     engine = parse_config(EngineConfig, values, "--set")
-    load_network(run)  # weights that don't fit their config are refused now, not by the server
+    load_run(run)  # weights that don't fit their config are refused now, not by the server
     extras = with_ or []
     path = write_repository(
         run,

@@ -1,8 +1,8 @@
 """`segment_attention`, the public operator: which body runs, and how the GPU's forward and backward hang together.
 
-On a GPU the Triton kernels (`segment_attention`, `segment_attention_backward`). On the CPU, where scores have no extra
-terms: the packed body for users without a past, numba's for float32 events over memory, without gradient; else the
-reference. The formula is in `reference/attention.py`.
+On a GPU the Triton kernels (`segment_attention`, `segment_attention_backward`). On the CPU numba's bodies
+for float32 events over memory, without gradient; the packed body for users without a past, where scores have no extra
+terms; else the reference. The formula is in `reference/attention.py`.
 """
 
 from typing import Any
@@ -14,6 +14,7 @@ from longrec.kernels.attention_checks import DTYPES, SCALED_DTYPES, check_attent
 from longrec.kernels.attention_plan import AttentionPlan
 from longrec.kernels.checks import check_tensor
 from longrec.kernels.cpu.attention import attend_paged, fits_paged, fits_pages, prepare_paged
+from longrec.kernels.cpu.attention_terms import attend_with_terms, fits_terms
 from longrec.kernels.cpu.blocks import prepare_blocks
 from longrec.kernels.cpu.packed import attend_packed
 from longrec.kernels.cpu.topk import prepare_topk
@@ -105,12 +106,15 @@ def segment_attention(
         check_attention_values(call_of(q, k, v, cu_seqlens, window=window, memory=memory, **terms, **bounds))
     if memory is not None and not memory_gradient:
         memory = memory._replace(k_pages=memory.k_pages.detach(), v_pages=memory.v_pages.detach())
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    biases: dict[str, Any] = {"relative": relative, "position_bias": position_bias, "time_bias": time_bias}
     if all(term is None for term in terms.values()):
-        scale = q.shape[-1] ** -0.5 if scale is None else scale
         if memory is None and kind == "softmax":
             return attend_packed(q, k, v, cu_seqlens, window=window, scale=scale)
         if memory is not None and fits_paged(q, k, v, memory):
             return attend_paged(q, k, v, cu_seqlens, window=window, scale=scale, memory=memory, kind=kind)
+    elif memory is not None and num_targets is None and fits_paged(q, k, v, memory) and fits_terms(q, **biases):
+        return attend_with_terms(q, k, v, cu_seqlens, window=window, scale=scale, memory=memory, kind=kind, **biases)
     return segment_attention_reference(
         q, k, v, cu_seqlens, window=window, scale=scale, memory=memory, kind=kind, **terms
     )

@@ -36,7 +36,7 @@ def save_run(
 
 
 def load_network(folder: Path) -> tuple[Transformer, Checkpoint]:
-    """`load_run`, of a family that the server can serve.
+    """`load_run`, of a transformer.
 
     Raises:
         CheckpointError: as `load_run`, and for another family.
@@ -44,8 +44,8 @@ def load_network(folder: Path) -> tuple[Transformer, Checkpoint]:
     network, checkpoint = load_run(folder)
     if not isinstance(network, Transformer):
         raise CheckpointError(
-            f"{folder}: family: expected transformer, the one that can be served so far, got "
-            f"{checkpoint.config.family}; train with --family transformer to serve"
+            f"{folder}: family: expected transformer, the one that is measured here, got {checkpoint.config.family}; "
+            "train with --family transformer"
         )
     return network, checkpoint
 

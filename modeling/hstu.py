@@ -1,6 +1,8 @@
 """HSTU: pointwise SiLU attention with a bias by distance and by elapsed time, gated (Zhai et al., Actions Speak Louder
 than Words, 2024, arXiv:2402.17152, section 3)."""
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,7 +12,7 @@ from longrec.config import ModelConfig
 from longrec.kernels.types import bucket_of
 from longrec.modeling.events import Events
 from longrec.modeling.layers import NORM_EPS, Dropout
-from longrec.modeling.paged import PagedNetwork, attend
+from longrec.modeling.paged import LastAttention, PagedNetwork, attend
 from longrec.modeling.serving_memory import ServingMemory
 
 __all__ = ["HSTU"]
@@ -28,6 +30,8 @@ class HSTU(PagedNetwork):
     before that one comes.
     """
 
+    memory_has_seconds: ClassVar[bool] = True
+
     def __init__(self, config: ModelConfig, *, dropout: float = 0.0) -> None:
         super().__init__(config, dropout=dropout)
         self.blocks = nn.ModuleList(Block(config, dropout) for _ in range(config.num_layers))
@@ -41,6 +45,18 @@ class HSTU(PagedNetwork):
             x = block(x, events, memory, index)
         result: torch.Tensor = self.norm(x)
         return result
+
+    def last_attention(self, events: Events, memory: ServingMemory) -> LastAttention:
+        """As `PagedNetwork.last_attention`."""
+        x = self.embed(events)
+        for index, block in enumerate(self.blocks[:-1]):
+            x = block(x, events, memory, index)
+        last = self.blocks[-1]
+        assert isinstance(last, Block)
+        u, q, k, v = last.uqkv_of(x)
+        position, time = last.biases(events, memory)
+        gate = u.flatten(1) * last.out_norm.weight
+        return LastAttention(q, k, v, last.out.weight, gate, "silu", position_bias=position, time_bias=time)
 
 
 class Block(nn.Module):
@@ -60,28 +76,25 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, events: Events, memory: ServingMemory | None, index: int) -> Tensor:
         """[T, dim] -> [T, dim]; `index` is this block's layer in `memory`."""
-        uqkv = torch.unflatten(F.silu(self.uqkv(self.norm(x))), -1, (-1, self.config.head_dim))
-        u, q, k, v = torch.split(uqkv, list(self.heads), dim=1)  # [T, heads, D] each
-        out = attend(
-            q,
-            k,
-            v,
-            events,
-            memory,
-            index,
-            self.config.window,
-            kind="silu",
-            position_bias=kernels.PositionBias(_exact(self.position_table), POSITION_BITS),
-            time_bias=kernels.TimeBias(
-                _exact(self.time_table),
-                TIME_BITS,
-                events.seconds,
-                events.seconds,
-                None if memory is None else memory.seconds,
-            ),
-        )
+        u, q, k, v = self.uqkv_of(x)
+        position, time = self.biases(events, memory)
+        window = self.config.window
+        out = attend(q, k, v, events, memory, index, window, kind="silu", position_bias=position, time_bias=time)
         result: torch.Tensor = x + self.dropout(self.out(self.out_norm(out.flatten(1)) * u.flatten(1)))
         return result
+
+    def uqkv_of(self, x: Tensor) -> tuple[Tensor, ...]:
+        """[T, dim] -> u and q [T, Hq, D], k and v [T, Hkv, D]."""
+        uqkv = torch.unflatten(F.silu(self.uqkv(self.norm(x))), -1, (-1, self.config.head_dim))
+        return torch.split(uqkv, list(self.heads), dim=1)
+
+    def biases(self, events: Events, memory: ServingMemory | None) -> tuple[kernels.PositionBias, kernels.TimeBias]:
+        """By distance, and by elapsed time."""
+        stored = None if memory is None else memory.seconds
+        return (
+            kernels.PositionBias(_exact(self.position_table), POSITION_BITS),
+            kernels.TimeBias(_exact(self.time_table), TIME_BITS, events.seconds, events.seconds, stored),
+        )
 
 
 def _exact(table: Tensor) -> Tensor:

@@ -38,12 +38,14 @@ class Network(nn.Module, ABC):
     Attributes:
         memory: the kind of memory.
         objective: what it is trained for: the item after each event, masked items, or the next steps.
+        memory_has_seconds: whether the memory must hold its events' times (`ServingMemory.seconds`).
         recurrent: whether training runs whole histories segment by segment, each over the memory of those before it.
         start: [dim], the hidden state that stands before a user's first event: `scores(start)` rank the first item.
     """
 
     memory: ClassVar[MemoryKind]
     objective: ClassVar[Objective] = "next_item"
+    memory_has_seconds: ClassVar[bool] = False
     recurrent: ClassVar[bool] = False
 
     def __init__(self, config: ModelConfig, *, dropout: float = 0.0) -> None:

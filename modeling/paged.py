@@ -6,11 +6,11 @@ training, evaluation and tests.
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from longrec import kernels
 from longrec.config import ModelConfig
@@ -18,19 +18,49 @@ from longrec.modeling.events import Events
 from longrec.modeling.network import MemoryKind, Network
 from longrec.modeling.serving_memory import ServingMemory
 
-__all__ = ["PageMemory", "PagedNetwork", "attend"]
+__all__ = ["LastAttention", "PageMemory", "PagedNetwork", "attend"]
 
 PAGE_SIZE = 32
 
 
+class LastAttention(NamedTuple):
+    """The last layer's attention of B new events, one of each user, and what becomes of its output.
+
+    Args:
+        q: [B, Hq, D]. k, v: [B, Hkv, D]; as the attention takes them.
+        out: [dim, Hq * D], the projection of its output onto the state before the final norm.
+        gate: [B, Hq * D], by which its output is multiplied before; None: 1.
+        kind, relative, position_bias, time_bias: as in `kernels.segment_attention`.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    out: Tensor
+    gate: Tensor | None = None
+    kind: Literal["softmax", "silu"] = "softmax"
+    relative: kernels.RelativeTerms | None = None
+    position_bias: kernels.PositionBias | None = None
+    time_bias: kernels.TimeBias | None = None
+
+
 class PagedNetwork(Network):
-    """A network of attention layers with `num_kv_heads` keys and values an event and layer."""
+    """A network of attention layers with `num_kv_heads` keys and values an event and layer.
+
+    Attributes:
+        norm: the final one.
+    """
 
     memory: ClassVar[MemoryKind] = "pages"
+    norm: nn.RMSNorm
 
     @abstractmethod
     def run(self, events: Events, memory: ServingMemory | None) -> Tensor:
         """[T, dim], the state after each event, over the past in `memory`; None: there is none, nothing is written."""
+
+    @abstractmethod
+    def last_attention(self, events: Events, memory: ServingMemory) -> LastAttention:
+        """What explanations need: `events` is one event of each user, over a past whose `slots` are -1."""
 
     def states(self, events: Events) -> Tensor:
         """As `Network.states`."""

@@ -13,7 +13,7 @@ from longrec.modeling.events import Events
 from longrec.modeling.layers import NORM_EPS
 from longrec.modeling.network import MemoryKind, Network
 
-__all__ = ["GRU", "LSTM", "StateMemory"]
+__all__ = ["GRU", "LSTM", "Recurrent", "StateMemory"]
 
 
 class StateMemory:
@@ -31,7 +31,7 @@ class StateMemory:
         self.state[list(users)] = 0.0
 
 
-class _Recurrent(Network):
+class Recurrent(Network):
     """Embedding, `num_layers` recurrent layers of width `hidden_dim`, a projection to `dim`."""
 
     memory: ClassVar[MemoryKind] = "state"
@@ -75,14 +75,14 @@ class _Recurrent(Network):
         return self.norm(self.dropout(self.out(hidden))), StateMemory(kept)
 
 
-class GRU(_Recurrent):
+class GRU(Recurrent):
     """Gated recurrent units (Cho et al., 2014); a layer's state is its output."""
 
     cell = nn.GRU
     num_states = 1
 
 
-class LSTM(_Recurrent):
+class LSTM(Recurrent):
     """Long short-term memory (Hochreiter & Schmidhuber, 1997); a layer's state is its output and its cell."""
 
     cell = nn.LSTM

@@ -8,7 +8,7 @@ from longrec import kernels
 from longrec.config import ModelConfig
 from longrec.modeling.events import Events
 from longrec.modeling.layers import NORM_EPS, Dropout
-from longrec.modeling.paged import PagedNetwork
+from longrec.modeling.paged import LastAttention, PagedNetwork
 from longrec.modeling.serving_memory import ServingMemory
 
 __all__ = ["ServingMemory", "Transformer"]
@@ -31,6 +31,18 @@ class Transformer(PagedNetwork):
     def run(self, events: Events, memory: ServingMemory | None) -> Tensor:
         """As `PagedNetwork.run`."""
         return self.forward(events.items, events.gaps, events.positions, events.cu_seqlens, memory)
+
+    def last_attention(self, events: Events, memory: ServingMemory) -> LastAttention:
+        """As `PagedNetwork.last_attention`."""
+        x = self.embed(events)
+        for index, block in enumerate(self.blocks[:-1]):
+            x = block(x, events.positions, events.cu_seqlens, memory, index)
+        last = self.blocks[-1]
+        assert isinstance(last, Block)
+        heads, kv_heads = self.config.num_heads, self.config.num_kv_heads
+        qkv = last.qkv(last.attention_norm(x)).unflatten(-1, (heads + 2 * kv_heads, self.config.head_dim))
+        rotated = kernels.rotate(qkv[:, : heads + kv_heads], events.positions, self.config.rotary_base)
+        return LastAttention(rotated[:, :heads], rotated[:, heads:], qkv[:, heads + kv_heads :], last.out.weight)
 
     def forward(
         self,

@@ -10,7 +10,7 @@ from longrec import kernels
 from longrec.config import ModelConfig
 from longrec.modeling.events import Events
 from longrec.modeling.layers import NORM_EPS, Dropout, FeedForward
-from longrec.modeling.paged import PagedNetwork, attend
+from longrec.modeling.paged import LastAttention, PagedNetwork, attend
 from longrec.modeling.serving_memory import ServingMemory
 
 __all__ = ["TransformerXL"]
@@ -40,6 +40,16 @@ class TransformerXL(PagedNetwork):
         result: torch.Tensor = self.norm(x)
         return result
 
+    def last_attention(self, events: Events, memory: ServingMemory) -> LastAttention:
+        """As `PagedNetwork.last_attention`."""
+        x = self.embed(events)
+        distances = self._distances(x)
+        for index, block in enumerate(self.blocks[:-1]):
+            x = block(x, distances, events, memory, index)
+        last = self.blocks[-1]
+        assert isinstance(last, Block)
+        return LastAttention(*last.qkv_of(x), last.out.weight, relative=last.terms(distances))
+
     def _distances(self, like: Tensor) -> Tensor:
         """[window, dim], sinusoids of each distance that is seen."""
         half = self.config.dim // 2
@@ -66,10 +76,17 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, distances: Tensor, events: Events, memory: ServingMemory | None, index: int) -> Tensor:
         """[T, dim] -> [T, dim]; `index` is this block's layer in `memory`."""
-        head_dim = self.config.head_dim
-        q, k, v = self.qkv(self.norm(x)).unflatten(-1, (-1, head_dim)).split(self.heads, dim=1)  # [T, heads, D]
-        r = self.relative(distances).unflatten(-1, (-1, head_dim))  # [window, Hq, D]
-        terms = kernels.RelativeTerms(self.u, self.v, r)
-        out = attend(q, k, v, events, memory, index, self.config.window, relative=terms)
+        q, k, v = self.qkv_of(x)
+        out = attend(q, k, v, events, memory, index, self.config.window, relative=self.terms(distances))
         result: torch.Tensor = self.feed_forward(x + self.dropout(self.out(out.flatten(1))))
         return result
+
+    def qkv_of(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[T, dim] -> q [T, Hq, D], k and v [T, Hkv, D]."""
+        q, k, v = self.qkv(self.norm(x)).unflatten(-1, (-1, self.config.head_dim)).split(self.heads, dim=1)
+        return q, k, v
+
+    def terms(self, distances: Tensor) -> kernels.RelativeTerms:
+        """u, v and R of [window, dim] sinusoids."""
+        r = self.relative(distances).unflatten(-1, (-1, self.config.head_dim))  # [window, Hq, D]
+        return kernels.RelativeTerms(self.u, self.v, r)

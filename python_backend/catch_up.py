@@ -15,38 +15,23 @@ from numpy.typing import NDArray
 from longrec.config import ModelConfig
 from longrec.errors import DataError
 from longrec.modeling import features
-from longrec.modeling.transformer import Transformer
+from longrec.modeling.network import Network
 from longrec.python_backend.event_log import EventLog, Span
+from longrec.python_backend.explain import Explainer
 from longrec.python_backend.host_tier import Saved
 from longrec.python_backend.memory_pool import NO_ROW, NO_TIME, MemoryPool
-from longrec.python_backend.step import StepInputs, StepRunner
+from longrec.python_backend.observations import Observations
+from longrec.python_backend.snapshots import LEAST_EVENTS, Snapshot, Snapshots
+from longrec.python_backend.step import StepInputs, Steps
+from longrec.python_backend.user_memory import Caught, UserMemory, overtaken
 from longrec.python_backend.work import Entry, Rows, Work
 
-__all__ = ["CatchUp", "Caught", "step_inputs"]
+__all__ = ["CatchUp", "step_inputs"]
+
+Ints = NDArray[np.int64]
 
 NO_LENGTH = -1  # of a user without memory: goes on nowhere
 EXPERIENCE_EVENTS = 64  # a step of fewer says little of what a rebuild costs
-
-
-class Caught(NamedTuple):
-    """What one step answered.
-
-    Args:
-        entries: whose answers are known now. hidden: [n, dim], a state for each; good until the next step.
-        failed: whose user's log can't be read, and why.
-        num_users, num_events: whose events ran through the network. num_read: events that were read back from the log;
-            num_caught_up: those of them that a memory lacked which was there.
-        seconds: of the network's pass.
-    """
-
-    entries: list[Entry]
-    hidden: torch.Tensor
-    failed: list[tuple[Entry, DataError]]
-    num_users: int = 0
-    num_events: int = 0
-    num_read: int = 0
-    num_caught_up: int = 0
-    seconds: float = 0.0
 
 
 class _Part(NamedTuple):
@@ -72,24 +57,39 @@ class _Wanted(NamedTuple):
     goes_on: bool
 
 
-class CatchUp:
-    """Runs users' missing events through the network.
+class CatchUp(UserMemory):
+    """Memories in a pool, behind their logs or not: runs users' missing events through the network.
 
     Args:
         network: in evaluation mode.
         log: where missing events are read.
         pool: the memories.
         steps: runs the network over `pool`.
+        inline_events: as `UserMemory`.
+        explainer: of items, from memories; None: nobody may ask.
+        snapshots: of states, from which rebuilds go on; None: there are none.
     """
 
-    def __init__(self, network: Transformer, log: EventLog, pool: MemoryPool, steps: StepRunner) -> None:
-        self.log = log
+    def __init__(
+        self,
+        network: Network,
+        log: EventLog,
+        pool: MemoryPool,
+        steps: Steps,
+        inline_events: int,
+        explainer: Explainer | None = None,
+        snapshots: Snapshots | None = None,
+    ) -> None:
+        self.log, self.pool = log, pool
         self._pool, self._steps, self._model = pool, steps, network.config
-        self._start = network.start.detach()
+        self._explainer, self._snapshots = explainer, snapshots
+        self._start, self._reach = network.start.detach(), network.config.reach
         self._seconds_per_event = 0.0  # of the last steps of many events, a moving mean
+        half = pool.num_pages // 2 // pool.pages_per_user  # the other half is for those who are warm
+        self.capacity, self.inline_events, self.most_users = max(1, half), inline_events, pool.num_pages
 
     def num_missing(self, work: Work) -> int:
-        """Events that the network must see before all of the user's entries are answered."""
+        """As `UserMemory.num_missing`."""
         first_after, last_after = work.entries[0].after, work.entries[-1].after
         row = self._pool.row(work.user)
         if row != NO_ROW:
@@ -98,15 +98,7 @@ class CatchUp:
         return last_after - (self._begin(first_after) if saved is None else saved.length)
 
     def run(self, works: Sequence[Work], *, each: int, room: int) -> Caught:
-        """One step: at most `room` events in all and `each` of a user; entries that it answers leave their works.
-
-        Where an entry that it answers needs the memory, the memory stands at that entry afterwards.
-
-        Users whom neither room nor pool hold this time stay as they are.
-
-        Raises:
-            MachineError: the log can't be read; memories are as they were.
-        """
+        """As `UserMemory.run`; neither room nor the pool need hold everybody."""
         pool = self._pool
         pool.begin_step()
         entries: list[Entry] = []  # answered before the step, from where the user stands
@@ -114,6 +106,7 @@ class CatchUp:
         works = [work for work in works if work.entries]
         rows = [pool.row(work.user) for work in works]
         pool.touch([row for row in rows if row != NO_ROW])
+        snapshots = self._read_snapshots(works, rows)
         wanted: list[_Wanted] = []
         parts: list[_Part] = []
         failed: list[tuple[Entry, DataError]] = []
@@ -123,6 +116,9 @@ class CatchUp:
             after = work.entries[0].after
             if row == NO_ROW and self._saved(work) is not None:
                 row = pool.restore(work.user)
+            if row == NO_ROW and work.user in snapshots:
+                assert self._snapshots is not None
+                row = self._snapshots.restore(work.user, snapshots[work.user])
             length = pool.length.item(row) if row != NO_ROW else NO_LENGTH
             start = self._begin(after) if row == NO_ROW else self._usable(length, after)
             goes_on = start == length  # where the memory ends
@@ -141,7 +137,7 @@ class CatchUp:
         for want, found_rows in zip(wanted, self._read(wanted), strict=True):
             work, row, start, stop, goes_on = want
             if isinstance(found_rows, DataError):
-                if self._overtaken(work, start if goes_on or not start else start - 1):
+                if overtaken(self.log, work, start if goes_on or not start else start - 1):
                     continue
                 failed += [(entry, found_rows) for entry in work.entries]
                 work.entries.clear()
@@ -167,6 +163,47 @@ class CatchUp:
         hidden = torch.cat([*states, output]) if states else output
         answered = [*from_start, *entries, *found]
         return Caught(answered, hidden, failed, len(parts), num_events, num_read, num_caught_up, seconds)
+
+    def __contains__(self, user: bytes) -> bool:
+        """As `UserMemory.__contains__`."""
+        return user in self._pool
+
+    def stands(self, user: bytes, length: int) -> bool:
+        """As `UserMemory.stands`; nobody needs a memory of no events."""
+        row = self._pool.row(user)
+        return not length or (row != NO_ROW and bool(self._pool.length[row] == length))
+
+    def explain(self, users: Sequence[bytes], items: Ints, gaps: Ints, ranked: Ints, count: int, ends: Ints) -> Ints:
+        """As `UserMemory.explain`."""
+        assert self._explainer is not None, "the settings allow explanations"
+        rows = np.array([self._pool.row(user) for user in users])
+        assert (self._pool.length[rows] == ends).all()
+        return self._explainer.explain(rows, items, gaps, ranked, count, ends)
+
+    def pin(self, user: bytes, pinned: bool) -> None:
+        """As `UserMemory.pin`."""
+        row = self._pool.row(user)
+        if row != NO_ROW:
+            self._pool.pinned[row] = pinned
+
+    def unpin_all(self) -> None:
+        """As `UserMemory.unpin_all`."""
+        self._pool.pinned[:] = False
+
+    def drop_all(self) -> None:
+        """As `UserMemory.drop_all`."""
+        self._pool.drop_all()
+
+    @property
+    def has_room(self) -> bool:
+        """As `UserMemory.has_room`."""
+        return self._pool.num_free_pages >= self._pool.pages_per_user
+
+    def observe(self, seen: Observations) -> None:
+        """As `UserMemory.observe`."""
+        pool = self._pool
+        seen.evictions, seen.pages_restored = pool.evictions, pool.pages_restored
+        seen.users, seen.pages, seen.pages_free = float(len(pool)), float(pool.num_pages), float(pool.num_free_pages)
 
     def _advance(self, parts: list[_Part]) -> tuple[torch.Tensor, list[Entry]]:
         """Run the parts that the pool can hold (and leave only those in `parts`); the entries that this answers."""
@@ -197,11 +234,20 @@ class CatchUp:
                 found.append(entry)
                 places.append(end - stop + entry.after - 1)
         pool.advance(rows, counts, events[ends - 1, 1], _states(hidden, (ends - 1).tolist()))
+        if self._snapshots is not None:
+            self._snapshots.advanced([part.work.user for part in parts], rows)
         return _states(hidden, places), found
+
+    def _read_snapshots(self, works: Sequence[Work], rows: Sequence[int]) -> dict[bytes, Snapshot]:
+        """The snapshots of the users who have no memory, and a history that is worth one."""
+        if self._snapshots is None:
+            return {}
+        cold = [work for work, row in zip(works, rows, strict=True) if row == NO_ROW]
+        return self._snapshots.read([work.user for work in cold if work.entries[0].after >= LEAST_EVENTS])
 
     def _begin(self, after: int) -> int:
         """Where a memory begins that shall answer after so many events."""
-        return max(0, after - self._model.receptive_field)
+        return 0 if self._reach is None else max(0, after - self._reach)
 
     def _usable(self, length: int, after: int) -> int:
         """Where to go on from: the end of a memory of so many events, or of none if that one doesn't help."""
@@ -219,20 +265,6 @@ class CatchUp:
         helps = self._usable(saved.length, first) == saved.length
         missing, rebuilt = last - saved.length, last - self._begin(first)
         return saved if helps and tier.saves_time(saved, missing, rebuilt, self._seconds_per_event) else None
-
-    def _overtaken(self, work: Work, first: int) -> bool:
-        """Whether others have appended so much meanwhile that the log no longer holds event `first`; the user's entries
-        are then answered after what it holds now, of which retention leaves enough."""
-        try:
-            extent = self.log.extent(work.user)
-        except DataError:
-            return False
-        if extent.first <= first:
-            return False
-        for entry in work.entries:
-            assert entry.outcome is not None
-            entry.outcome = entry.outcome._replace(length=extent.length)
-        return True
 
     def _read(self, wanted: Sequence[_Wanted]) -> list[tuple[Rows, int] | DataError]:
         """The events that are wanted, and the time of the one before where a memory begins anew; the log is asked once.
@@ -285,6 +317,7 @@ def step_inputs(
         page_indptr=pages.indptr,
         page_indices=pages.indices,
         lengths=(pool.length[rows] - pool.first[rows]).astype(np.int32),
+        seconds=features.seconds(events[:, 1]),
     )
 
 

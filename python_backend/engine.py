@@ -17,20 +17,21 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from longrec import kernels
 from longrec.config import EngineConfig
 from longrec.errors import LongrecError, MachineError
-from longrec.modeling.transformer import Transformer
+from longrec.modeling.network import Network
 from longrec.protocol import UNCHECKED_POSITION, Status
-from longrec.python_backend.catch_up import CatchUp, Caught
+from longrec.python_backend.catch_up import CatchUp
 from longrec.python_backend.deferred import DeferredWork
 from longrec.python_backend.event_log import Appended, EventLog
-from longrec.python_backend.memory_pool import NO_ROW, MemoryPool
+from longrec.python_backend.kinds import Kind, make_kind
+from longrec.python_backend.memory_pool import MemoryPool
 from longrec.python_backend.observations import Observations
 from longrec.python_backend.prediction import Predictor
 from longrec.python_backend.query import Answer, Query
+from longrec.python_backend.ranking import Ranker
 from longrec.python_backend.rules import Rules
-from longrec.python_backend.step import StepRunner
+from longrec.python_backend.user_memory import Caught
 from longrec.python_backend.work import Entry, Work
 
 __all__ = ["Engine", "Ticket"]
@@ -66,26 +67,27 @@ class Engine:
 
     def __init__(
         self,
-        network: Transformer,
+        network: Network,
         log: EventLog,
         config: EngineConfig,
         decode_batches: Sequence[int] | None = None,
         rules: Rules | None = None,
     ) -> None:
         self.network, self.log, self.config, self.rules = network, log, config, rules
-        device = network.start.device
-        self.pool = MemoryPool(network.config, config, device, network.start.dtype)
-        kernels.prepare_attention(self.pool.store.k_pages[0], network.start.dtype)  # compiled now, not during a request
-        steps = StepRunner(network, self.pool, decode_batches)
-        steps.warm_up()
-        self._catch_up = CatchUp(network, log, self.pool, steps)
-        self._predictor = Predictor(network, log, self.pool, steps, config, rules)
-        half_the_pool = self.pool.num_pages // 2 // self.pool.pages_per_user  # the other half is for those who are warm
-        self._deferred = DeferredWork(min(MAX_SERVED, max(1, half_the_pool)))
+        ranker = Ranker(network.item_table.detach(), rules)
+        self._memory, rollouts = self._make_kind(ranker, decode_batches)
+        self._predictor = Predictor(network, log, self._memory, rollouts, ranker, config)
+        self._deferred = DeferredWork(min(MAX_SERVED, self._memory.capacity))
         self._num_tickets = 0
         self._generation = log.generation
         self._cold: deque[bytes] = deque()  # users to give a memory when there is nothing else to do
         self.observations = Observations()
+
+    @property
+    def pool(self) -> MemoryPool:
+        """The pages, of a network that has any."""
+        assert isinstance(self._memory, CatchUp)
+        return self._memory.pool
 
     @property
     def has_work(self) -> bool:
@@ -127,7 +129,7 @@ class Engine:
                     work.entries.append(entry)
         self._count_events(now)
         inline, slow = self._small([work for work in works.values() if work.entries])
-        caught = self._catch_up.run(inline, each=self.config.inline_events, room=self.config.max_step_events)
+        caught = self._memory.run(inline, each=self._memory.inline_events, room=self.config.max_step_events)
         for entry, answer in self._answers(caught, inline):
             answers[entry.number] = answer
         # of a user's entries, those that were appended come before those that were not
@@ -158,7 +160,7 @@ class Engine:
             done += [(work.entries.popleft(), rolled_out[work.user]) for work in works if work.user in rolled_out]
         elif works:
             try:
-                caught = self._catch_up.run(
+                caught = self._memory.run(
                     works, each=min(-(-chunk // len(works)), self.config.max_user_step_events), room=chunk
                 )
                 done += self._answers(caught, works)
@@ -167,9 +169,9 @@ class Engine:
                 for work in works:
                     work.entries.clear()
             for work in works:
-                self._pin(work.user, True)
+                self._memory.pin(work.user, True)
         for user in self._deferred.end_idle():
-            self._pin(user, False)
+            self._memory.pin(user, False)
         now = time.monotonic()
         for entry, _ in done:
             self.observations.queue_seconds.observe(now - entry.seconds)
@@ -183,9 +185,8 @@ class Engine:
         Raises:
             MachineError: the log can't be read; the rest is up to date.
         """
-        seen, pool = self.observations, self.pool
-        seen.evictions, seen.pages_restored = pool.evictions, pool.pages_restored
-        seen.users, seen.pages, seen.pages_free = float(len(pool)), float(pool.num_pages), float(pool.num_free_pages)
+        seen = self.observations
+        self._memory.observe(seen)
         seen.deferred_depth, seen.deferred_oldest_seconds = float(self._deferred.depth), self._deferred.oldest_seconds
         if self.rules is not None:
             seen.rules_failures, seen.rules_unknown = self.rules.failures, float(self.rules.unknown)
@@ -208,12 +209,20 @@ class Engine:
     def give_up(self) -> None:
         """Forget all deferred work, after a `turn` that raised; its tickets get no answers."""
         self._predictor.stop_rollouts()
-        self.pool.pinned[:] = False
+        self._memory.unpin_all()
         self._deferred.clear()
 
     def warm_up(self, users: Iterable[bytes]) -> None:
-        """Give these users memories, in this order, while there is nothing else to do and pages are free."""
+        """Give these users memories, in this order, while there is nothing else to do and there is room."""
         self._cold = deque(users)
+
+    @property
+    def most_users(self) -> int:
+        """Users who can have a memory at once; 0: nobody has one."""
+        return self._memory.most_users
+
+    def _make_kind(self, ranker: Ranker, decode_batches: Sequence[int] | None) -> Kind:
+        return make_kind(self.network, self.log, self.config, ranker, decode_batches)
 
     def _split(self, queries: Sequence[Query]) -> tuple[list[Entry], list[Entry]]:
         """Entries that go into the log now, and those that wait: behind others of their user, or for being long."""
@@ -253,7 +262,7 @@ class Engine:
         if self.log.generation != self._generation:
             self._generation = self.log.generation
             self._predictor.stop_rollouts()
-            self.pool.drop_all()
+            self._memory.drop_all()
             self._deferred.drop_rows()
 
     def _count_events(self, entries: Sequence[Entry]) -> None:
@@ -271,8 +280,8 @@ class Engine:
         room = self.config.max_step_events
         for work in works:
             self._count_memory(work.entries)
-            missing = self._catch_up.num_missing(work)
-            if missing > min(self.config.inline_events, room):
+            missing = self._memory.num_missing(work)
+            if missing > min(self._memory.inline_events, room):
                 slow.append(work)
             else:
                 inline.append(work)
@@ -344,32 +353,27 @@ class Engine:
     def _count_memory(self, entries: Collection[Entry]) -> None:
         """Count whether one user's entries find a memory; a user without events needs none."""
         first = next(iter(entries))
-        if first.query.user in self.pool:
+        if first.query.user in self._memory:
             self.observations.memory_hits += len(entries)
         elif first.after:
             self.observations.memory_misses += len(entries)
 
-    def _pin(self, user: bytes, pinned: bool) -> None:
-        row = self.pool.row(user)
-        if row != NO_ROW:
-            self.pool.pinned[row] = pinned
-
     def _warm_one(self) -> None:
         """A chunk for the first of the cold users who lacks a memory."""
-        pool, chunk = self.pool, self.config.chunk_events
-        if pool.num_free_pages < pool.pages_per_user:
+        memory, chunk = self._memory, self.config.chunk_events
+        if not memory.has_room:
             self._cold.clear()
         for _ in range(min(WARM_LOOKUPS, len(self._cold))):
             user = self._cold[0]
             try:
                 length = self.log.length(user)
-                if length and not (user in pool and pool.length[pool.row(user)] == length):
+                if length and not memory.stands(user, length):
                     query = Query(user, NO_EVENTS, UNCHECKED_POSITION, None, 0)
                     work = Work(user, deque([Entry(-1, query, Appended(Status.OK, 0, length))]))
-                    caught = self._catch_up.run([work], each=self.config.max_user_step_events, room=chunk)
+                    caught = memory.run([work], each=self.config.max_user_step_events, room=chunk)
                     self._answers(caught, [work])
                     self.observations.background_rebuilds += len(caught.entries)
-                    if not work.entries or user not in pool:  # done, damaged, or there is no room after all
+                    if not work.entries or user not in memory:  # done, damaged, or there is no room after all
                         self._cold.popleft()
                     return
             except LongrecError:  # whoever asks for this user will be told

@@ -7,10 +7,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from longrec.modeling.events import Events
 from longrec.modeling.explanation import attention_contributions
-from longrec.modeling.transformer import ServingMemory, Transformer
+from longrec.modeling.features import seconds
+from longrec.modeling.paged import PagedNetwork
 from longrec.protocol import NO_ITEM
 from longrec.python_backend.memory_pool import MemoryPool
+from longrec.python_backend.pages import KeyValueStore
 
 __all__ = ["NO_POSITION", "Explainer"]
 
@@ -26,7 +29,7 @@ class Explainer:
         pool: the memories.
     """
 
-    def __init__(self, network: Transformer, pool: MemoryPool) -> None:
+    def __init__(self, network: PagedNetwork, pool: MemoryPool) -> None:
         self._network, self._pool = network, pool
 
     def explain(self, rows: Ints, items: Ints, gaps: Ints, ranked: Ints, count: int, ends: Ints) -> Ints:
@@ -47,28 +50,24 @@ class Explainer:
             return torch.from_numpy(array).to(device)
 
         lengths = positions - pool.first[rows]
-        memory = ServingMemory(
-            pool.store.k_pages,
-            pool.store.v_pages,
+        assert isinstance(pool.store, KeyValueStore)
+        memory = pool.store.memory(
             tensor(before.indptr),
             tensor(before.indices),
             tensor(lengths.astype(np.int32)),
             torch.full((len(rows),), -1, device=device),
             max_new=1,
             max_memory=int(lengths.max()),
-            k_scales=pool.store.k_scales,
-            v_scales=pool.store.v_scales,
         )
-        table = network.item_table
-        vectors = table[tensor(np.maximum(ranked, 0))]  # [B, k, dim]
-        weights = attention_contributions(
-            network,
+        newest = Events(
             tensor(np.minimum(items, network.config.num_items)),
             tensor(gaps),
+            tensor(seconds(pool.time[rows])),
             tensor(positions),
-            memory,
-            vectors,
+            torch.arange(len(rows) + 1, dtype=torch.int32, device=device),
         )
+        vectors = network.item_table[tensor(np.maximum(ranked, 0))]  # [B, k, dim]
+        weights = attention_contributions(network, newest, memory, vectors)
         most = weights.shape[-1] - 1
         columns = np.append(np.arange(most), 0) + pool.first[rows][:, None]  # [B, M + 1]
         columns[:, most] = positions

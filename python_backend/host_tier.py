@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from longrec.modeling.memory_layout import MemoryLayout
+from longrec.modeling.memory_layout import MemoryLayout, StateLayout
 from longrec.python_backend.pages import PageStore
 
 __all__ = ["HostTier", "Saved"]
@@ -45,12 +45,11 @@ class HostTier:
         bytes_per_second: measured between the tier and the device.
     """
 
-    def __init__(self, layout: MemoryLayout, hidden: torch.Tensor, num_bytes: int) -> None:
+    def __init__(self, layout: MemoryLayout | StateLayout, hidden: torch.Tensor, num_bytes: int) -> None:
         self._layout, self._device, self._pinned = layout, hidden.device, hidden.is_cuda
         num_slots = num_bytes // layout.page_bytes
-        shape = (num_slots, 2 * layout.num_layers, *layout.shape)
-        self._entries = self._on_host(shape, layout.dtype)
-        self._scales = self._on_host(shape[:-1], torch.float32) if layout.has_scales else None
+        self._num_slots = num_slots
+        self._blocks = [self._on_host((num_slots, block.tensors, *block.shape), block.dtype) for block in layout.blocks]
         self._hidden = self._on_host((num_slots, hidden.shape[1]), hidden.dtype)  # in the row of a user's first slot
         self._free = list(range(num_slots - 1, -1, -1))
         self._saved: OrderedDict[bytes, Saved] = OrderedDict()
@@ -85,16 +84,13 @@ class HostTier:
         """
         self.drop(user)
         count = len(pages)
-        if count > len(self._entries):
+        if count > self._num_slots:
             return
         while len(self._free) < count:
             self.drop(next(iter(self._saved)))
         slots = tuple(self._free.pop() for _ in range(count))
-        entries = torch.stack([tensor[pages] for tensor in (*store.k_pages, *store.v_pages)], dim=1)
-        _copy_out(entries, self._entries, slots)
-        if self._scales is not None:
-            scales = (*(store.k_scales or ()), *(store.v_scales or ()))
-            _copy_out(torch.stack([tensor[pages] for tensor in scales], dim=1), self._scales, slots)
+        for block, host in zip(store.blocks, self._blocks, strict=True):
+            _copy_out(block[:, pages].transpose(0, 1).contiguous(), host, slots)
         self._hidden[slots[0]].copy_(hidden, non_blocking=True)
         self._saved[user] = Saved(*memory, slots)
 
@@ -105,13 +101,8 @@ class HostTier:
             pages: [n] int64, as many as the user has slots. hidden: [dim], filled.
         """
         slots = self._saved[user].slots
-        entries = _copy_in(self._entries, slots, self._device)
-        for layer, tensor in enumerate((*store.k_pages, *store.v_pages)):
-            tensor[pages] = entries[:, layer]
-        if self._scales is not None:
-            scales = _copy_in(self._scales, slots, self._device)
-            for layer, tensor in enumerate((*(store.k_scales or ()), *(store.v_scales or ()))):
-                tensor[pages] = scales[:, layer]
+        for block, host in zip(store.blocks, self._blocks, strict=True):
+            block[:, pages] = _copy_in(host, slots, self._device).transpose(0, 1)
         hidden.copy_(self._hidden[slots[0]], non_blocking=True)
         self.drop(user)
 
@@ -131,10 +122,10 @@ class HostTier:
 
     def _measure(self) -> float:
         """Bytes a second from the tier to the device, page by page."""
-        slots = tuple(range(min(64, len(self._entries))))
+        slots = tuple(range(min(64, self._num_slots)))
         copied, began = 0, time.perf_counter()
         while (seconds := time.perf_counter() - began) < TRIAL_SECONDS:
-            _copy_in(self._entries, slots, self._device)
+            _copy_in(self._blocks[0], slots, self._device)
             if self._pinned:
                 torch.cuda.synchronize(self._device)
             copied += len(slots) * self._layout.page_bytes

@@ -1,4 +1,4 @@
-"""The memory pool: pages of keys and values of all layers, and which user holds which.
+"""The memory pool: pages of keys and values of all layers, or of recurrent states, and which user holds which.
 
 A page id names one page in every layer, so that a user has one page table. What is known of a user lies in one row of
 a few arrays, so that a step over hundreds of users is a few array operations. Pages are never cleared: the operators
@@ -6,6 +6,7 @@ read nothing past a user's length. Holds the bookkeeping only; what is written i
 """
 
 from array import array
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ from longrec.config import EngineConfig, ModelConfig
 from longrec.errors import ArgumentError, MachineError
 from longrec.modeling.memory_layout import memory_layout
 from longrec.python_backend.host_tier import HostTier
-from longrec.python_backend.pages import PageStore
+from longrec.python_backend.pages import make_store
 
 __all__ = ["NO_ROW", "NO_TIME", "MemoryPool", "PageTables"]
 
@@ -41,7 +42,7 @@ class PageTables(NamedTuple):
 class MemoryPool:
     """Pages within `memory_bytes`, and the users who hold them; the user longest unused is evicted when none is free.
 
-    A row stands for the keys and values of events [first, length) of a user's log; what lies before `first` has left
+    A row stands for what the network keeps of events [first, length) of a user's log; what lies before `first` has left
     the window. A step is: `begin_step`, `touch` the users that have rows, `open` those who have none, `reserve` pages
     for as many as `num_fitting` says, run the network, `advance`. No user touched or opened in a step is evicted in it;
     from one step to the next a row may go to another user, unless it is pinned.
@@ -53,6 +54,7 @@ class MemoryPool:
         time: [rows] int64, unix ms of event length - 1, or NO_TIME.
         pinned: [rows] bool; a pinned row is never evicted.
         tier: where the memories of the evicted go; None: nowhere.
+        on_evict: called with each user who is about to be evicted, and their row.
         evictions: users evicted so far. pages_restored: pages that came back from the tier.
 
     Raises:
@@ -64,15 +66,16 @@ class MemoryPool:
         page_bytes = layout.page_bytes
         self.num_pages = engine.memory_bytes // page_bytes
         most_new = engine.max_user_step_events
-        self.pages_per_user = -(-(model.window + most_new) // engine.page_size) + 1
+        self.pages_per_user = layout.most_pages(model.window + most_new)
         if self.num_pages < self.pages_per_user:
             raise ArgumentError(
                 f"memory_bytes={engine.memory_bytes}",
-                f"at least {self.pages_per_user * page_bytes} for {model.window} (window) + {most_new} (new) events",
+                f"at least {self.pages_per_user * page_bytes} for "
+                + (f"{model.window} (window) + {most_new} (new) events" if model.reach else "a user's state"),
                 remedy="raise it, or lower chunk_events and inline_events",
             )
-        self.page_size, self.window = engine.page_size, model.window
-        self.store = PageStore(layout, self.num_pages, device)
+        self.page_size, self.window = layout.page_size, model.window
+        self.store = make_store(layout, self.num_pages, device)
         rows = self.num_pages  # a user in memory holds a page at least
         self.hidden = torch.zeros(rows, model.dim, dtype=dtype, device=device)
         self.tier = (
@@ -80,6 +83,7 @@ class MemoryPool:
         )
         self.first, self.length, self.time = (np.zeros(rows, np.int64) for _ in range(3))
         self.pinned = np.zeros(rows, bool)
+        self.on_evict: Callable[[bytes, int], object] = lambda user, row: None
         self.evictions = self.pages_restored = 0
         self._used = np.full(rows, _UNUSED)
         self._clock = 0  # steps begun
@@ -144,17 +148,32 @@ class MemoryPool:
         assert self.tier is not None
         saved = self.tier.get(user)
         assert saved is not None
-        if len(saved.slots) > self._room() or (row := self._take_row(user)) == NO_ROW:
+        row = self.adopt(user, saved[:3], len(saved.slots))
+        if row == NO_ROW:
             return NO_ROW
-        pages = self._take_pages(len(saved.slots))
-        self.first[row], self.length[row], self.time[row] = saved[:3]
-        self._tables[row, : len(pages)] = pages
+        pages = self._tables[row, : len(saved.slots)]
         # making room may have pushed it out of the tier: whoever is evicted goes there
         if self.tier.get(user) is not saved:
             self.drop(user)
             return NO_ROW
         self.tier.restore(user, self.store, self._index(pages), self.hidden[row])
         self.pages_restored += len(pages)
+        return row
+
+    def adopt(self, user: bytes, memory: tuple[int, int, int], num_pages: int) -> int:
+        """Give a user without memory one of so many pages, which the caller fills, and its state.
+
+        Args:
+            memory: first, length and time.
+
+        Returns:
+            The user's row, which belongs to the step; NO_ROW if there is no room.
+        """
+        if num_pages > self._room() or (row := self._take_row(user)) == NO_ROW:
+            return NO_ROW
+        pages = self._take_pages(num_pages)
+        self.first[row], self.length[row], self.time[row] = memory
+        self._tables[row, :num_pages] = pages
         return row
 
     def drop(self, user: bytes) -> None:
@@ -349,6 +368,7 @@ class MemoryPool:
                 row, used = self._victims.pop()
                 user = self._users[row]
                 if user is not None and self._used[row] == used < self._clock and not self.pinned[row]:
+                    self.on_evict(user, row)
                     self._save(user, row)
                     self._drop_row(user)
                     self.evictions += 1

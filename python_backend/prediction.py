@@ -8,19 +8,17 @@ import torch
 from numpy.typing import NDArray
 
 from longrec.config import EngineConfig
-from longrec.errors import LongrecError, MachineError
+from longrec.errors import LongrecError
 from longrec.modeling.features import gap_buckets
-from longrec.modeling.transformer import Transformer
+from longrec.modeling.network import Network
 from longrec.protocol import Status
 from longrec.python_backend.event_log import EventLog
-from longrec.python_backend.explain import NO_POSITION, Explainer
-from longrec.python_backend.memory_pool import NO_ROW, MemoryPool
+from longrec.python_backend.explain import NO_POSITION
 from longrec.python_backend.query import Answer, Query
 from longrec.python_backend.ranking import NO_ITEMS, Ranker, first_of
 from longrec.python_backend.rollout import RolledOut, Rollouts, Root
-from longrec.python_backend.rules import Rules
 from longrec.python_backend.settings import DEFAULTS
-from longrec.python_backend.step import StepRunner
+from longrec.python_backend.user_memory import UserMemory
 from longrec.python_backend.work import Entry, Rows
 
 __all__ = ["Predictor"]
@@ -36,25 +34,23 @@ class Predictor:
     Args:
         network: in evaluation mode.
         log: the users' events.
-        pool: their memories. steps: runs the network over it.
+        memory: their pasts. rollouts: from these.
+        ranker: of the catalogue.
         config: limits.
-        rules: blocked items and categories; None: there are none.
     """
 
     def __init__(
         self,
-        network: Transformer,
+        network: Network,
         log: EventLog,
-        pool: MemoryPool,
-        steps: StepRunner,
+        memory: UserMemory,
+        rollouts: Rollouts,
+        ranker: Ranker,
         config: EngineConfig,
-        rules: Rules | None = None,
     ) -> None:
-        self._log, self._pool, self._config = log, pool, config
+        self._log, self._memory, self._config = log, memory, config
         self._num_gap_buckets = network.config.num_gap_buckets
-        self._ranker = Ranker(network.item_table.detach(), rules)
-        self._explainer = Explainer(network, pool)
-        self._rollouts = Rollouts(network, pool, steps, self._ranker, self._explainer)
+        self._ranker, self._rollouts = ranker, rollouts
 
     def answer(self, entries: Sequence[Entry], hidden: torch.Tensor) -> list[Answer | None]:
         """The answers, one an entry; one that can't be given holds its error.
@@ -130,8 +126,7 @@ class Predictor:
 
     def _stands(self, entry: Entry) -> bool:
         """Whether the user's memory stands where the answer stands."""
-        row = self._pool.row(entry.query.user)
-        return not entry.after or (row != NO_ROW and bool(self._pool.length[row] == entry.after))
+        return self._memory.stands(entry.query.user, entry.after)
 
     def _left_out(self, entry: Entry) -> NDArray[np.int64]:
         settings = entry.query.settings
@@ -173,13 +168,11 @@ class Predictor:
             return
         width = max(len(answers[number].items) for number in newest)
         ranked = np.stack([first_of(*answers[number][2:4], width)[0] for number in newest])
-        rows = np.array([self._pool.row(entries[number].query.user) for number in newest])
+        users = [entries[number].query.user for number in newest]
         ends = np.array([entries[number].after for number in newest])
-        assert (rows != NO_ROW).all()
-        assert (self._pool.length[rows] == ends).all()
         count = max(entries[number].query.settings.explain for number in newest)
         items, gaps = np.array(list(newest.values())).T
-        because = self._explainer.explain(rows, items, gaps, ranked, count, ends)
+        because = self._memory.explain(users, items, gaps, ranked, count, ends)
         for number, found in zip(newest, because, strict=True):
             k, explain = len(answers[number].items), entries[number].query.settings.explain
             answers[number] = answers[number]._replace(because=found[:k, :explain])
@@ -212,7 +205,7 @@ class Predictor:
                 self._rollouts.begin(Root(entry.query, entry.after, gap_ms, left_out.get(number), newest))
 
 
-def _rolled_out(found: RolledOut | MachineError) -> Answer:
-    if isinstance(found, MachineError):
+def _rolled_out(found: RolledOut | LongrecError) -> Answer:
+    if isinstance(found, LongrecError):
         return Answer.failed(found)
     return Answer(Status.OK, found.length, found.items, found.scores, None, found.because)

@@ -1,6 +1,6 @@
 """Rollouts: the next `horizon` items of a user, one after the other, by beam search over forks of their memory.
 
-A path is a sequence of predicted items. Each has a copy-on-write fork of the user's memory, advanced by one event a
+A path is a sequence of predicted items. Each has a fork of the user's memory (`paths.py`), advanced by one event a
 step, all paths of all users in one pass of the network. A user's paths are extended by the items of largest summed
 log-probability; greedy is a beam of one. The forks are gone when a rollout ends, and the user's memory is as it was.
 What an answer holds is said in `longrec.protocol`.
@@ -13,20 +13,18 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from longrec.errors import MachineError
-from longrec.modeling.transformer import Transformer
+from longrec.errors import DataError, LongrecError, MachineError
+from longrec.modeling.network import Network
 from longrec.protocol import NO_ITEM
-from longrec.python_backend.catch_up import step_inputs
 from longrec.python_backend.explain import NO_POSITION, Explainer
-from longrec.python_backend.memory_pool import NO_ROW, NO_TIME, MemoryPool
+from longrec.python_backend.memory_pool import NO_ROW
+from longrec.python_backend.paths import Paths
 from longrec.python_backend.query import Query
 from longrec.python_backend.ranking import Ranker, log_partition
-from longrec.python_backend.step import StepRunner
 
 __all__ = ["RolledOut", "Rollouts", "Root"]
 
 Ints = NDArray[np.int64]
-MAX_TIME = np.iinfo(np.int64).max
 MAX_PATHS = 64  # under way at a time, so of a step: everybody waits for it
 
 
@@ -62,7 +60,7 @@ class _Path:
     """A path of `depth` items, and what the network makes of it.
 
     Args:
-        row: of the pool; NO_ROW until it has one.
+        row: among the `Paths`; NO_ROW until it has one.
         log_probability: summed over its items.
         parent, chosen: the path before its last item, and that item's place in the parent's `items`.
         items, scores, log_total: the best items after it; their log-probability is score - log_total.
@@ -88,15 +86,16 @@ class _Rollout:
     Attributes:
         paths: the best ones so far, all of `depth` items; none before the first step.
         newest: [P, 2] item and gap bucket of each path's last event.
-        forks: rows of the paths; they are there to be released at any moment. is_fresh: so is the root's row.
+        row: of the root's path; NO_ROW before the first step.
+        forks: rows of the other paths; they are there to be released at any moment.
     """
 
     def __init__(self, root: Root) -> None:
         self.root, self.depth = root, 0
         self.paths: list[_Path] = []
         self.newest = np.array([root.newest], np.int64)
+        self.row = NO_ROW
         self.forks: set[int] = set()
-        self.is_fresh = False
 
 
 class Rollouts:
@@ -107,14 +106,12 @@ class Rollouts:
 
     Args:
         network: in evaluation mode.
-        pool: the memories. steps: runs the network over it.
-        ranker: of the catalogue. explainer: of the items.
+        kept: where paths are kept.
+        ranker: of the catalogue. explainer: of the items; None: nobody may ask.
     """
 
-    def __init__(
-        self, network: Transformer, pool: MemoryPool, steps: StepRunner, ranker: Ranker, explainer: Explainer
-    ) -> None:
-        self._network, self._pool, self._steps = network, pool, steps
+    def __init__(self, network: Network, kept: Paths, ranker: Ranker, explainer: Explainer | None) -> None:
+        self._network, self._kept = network, kept
         self._ranker, self._explainer = ranker, explainer
         self._running: dict[bytes, _Rollout] = {}
         self._max_paths = MAX_PATHS
@@ -134,18 +131,18 @@ class Rollouts:
         """Begin one that is admitted; it takes nothing of the pool before its first step."""
         self._running[root.query.user] = _Rollout(root)
 
-    def step(self) -> dict[bytes, RolledOut | MachineError]:
+    def step(self) -> dict[bytes, RolledOut | LongrecError]:
         """One item more for all that are under way.
 
         Returns:
             The results of those that have ended, by user. Whoever is neither here nor among `users` afterwards shall
-            begin anew. A `MachineError`: the pool has no room for it even alone.
+            begin anew. A `MachineError`: there is no room for it even alone. A `DataError`: its user's log is damaged.
 
         Raises:
             Exception: the network failed; no rollout is under way any more.
         """
         rollouts = list(self._running.values())
-        self._pool.begin_step()
+        self._kept.begin_step()
         try:
             return self._step(rollouts)
         except MachineError as error:
@@ -168,12 +165,16 @@ class Rollouts:
     def _num_paths(self) -> int:
         return sum(rollout.root.query.settings.beam for rollout in self._running.values())
 
-    def _step(self, rollouts: Sequence[_Rollout]) -> dict[bytes, RolledOut | MachineError]:
+    def _step(self, rollouts: Sequence[_Rollout]) -> dict[bytes, RolledOut | LongrecError]:
+        results: dict[bytes, RolledOut | LongrecError] = {}
         for rollout in rollouts:
-            if not rollout.paths:
-                self._open(rollout)
-        self._look(rollouts)
-        results: dict[bytes, RolledOut | MachineError] = {}
+            error = self._open(rollout)
+            if error is not None:
+                results[rollout.root.query.user] = error
+                self._end(rollout)
+        rollouts = [rollout for rollout in rollouts if rollout.paths]
+        if rollouts:
+            self._look(rollouts)
         going_on: list[tuple[_Rollout, list[_Path]]] = []
         for rollout in rollouts:
             settings, paths = rollout.root.query.settings, rollout.paths
@@ -193,32 +194,27 @@ class Rollouts:
             self._advance([rollout for rollout, _ in going_on])
         return results
 
-    def _open(self, rollout: _Rollout) -> None:
-        """Place the root's path; a user without events gets a memory, which goes when the rollout ends."""
-        pool, root = self._pool, rollout.root
-        row = pool.row(root.query.user)
-        if row == NO_ROW and root.length == 0:
-            row = pool.open(root.query.user, 0, NO_TIME)
-            rollout.is_fresh = row != NO_ROW
-        if row == NO_ROW:
-            raise MachineError("memory_bytes: expected room for a rollout's user, got none: raise it")
-        if root.length == 0:
-            pool.hidden[row] = self._network.start
-        pool.pinned[row] = True
-        rollout.paths = [_Path(row)]
+    def _open(self, rollout: _Rollout) -> DataError | None:
+        """Place the root's path, if it isn't; why that can't be."""
+        if rollout.row == NO_ROW:
+            try:
+                rollout.row = self._kept.open(rollout.root.query.user, rollout.root.length)
+            except DataError as error:
+                return error
+            rollout.paths = [_Path(rollout.row)]
+        return None
 
     def _end(self, rollout: _Rollout) -> None:
-        user = rollout.root.query.user
-        del self._running[user]
-        self._pool.release(np.array(sorted(rollout.forks), np.int64))
-        if rollout.is_fresh:
-            self._pool.drop(user)
+        del self._running[rollout.root.query.user]
+        self._kept.release(sorted(rollout.forks))
+        if rollout.row != NO_ROW:
+            self._kept.close(rollout.row)
 
     def _look(self, rollouts: Sequence[_Rollout]) -> None:
         """Rank, and where asked for explain, the items after each path."""
         paths = [path for rollout in rollouts for path in rollout.paths]
         owners = [rollout for rollout in rollouts for _ in rollout.paths]
-        hidden = self._pool.hidden[[path.row for path in paths]]  # [P, dim]
+        hidden = self._kept.hidden([path.row for path in paths])  # [P, dim]
         settings = [rollout.root.query.settings for rollout in owners]
         most = max(max(each.k, each.beam) for each in settings)
         left_out = [_left_out(rollout.root, path) for rollout, path in zip(owners, paths, strict=True)]
@@ -233,6 +229,7 @@ class Rollouts:
         asked = np.array([at for at, each in enumerate(settings) if each.explain], np.int64)
         if not len(asked):
             return
+        assert self._explainer is not None, "the settings allow explanations"
         count = max(settings[at].explain for at in asked)
         newest = np.concatenate([rollout.newest for rollout in rollouts])
         ends = np.array([owners[at].root.length for at in asked])
@@ -261,9 +258,9 @@ class Rollouts:
                 new.append(child)
         ended = forks - taken - {child.row for child in new}
         forks -= ended
-        self._pool.release(np.array(sorted(ended), np.int64))
+        self._kept.release(sorted(ended))
         if new:
-            made = self._pool.fork(np.array([child.row for child in new], np.int64)).tolist()
+            made = self._kept.fork([child.row for child in new])
             forks.update(made)
             for child, row in zip(new, made, strict=True):
                 child.row = row
@@ -271,26 +268,10 @@ class Rollouts:
 
     def _advance(self, rollouts: Sequence[_Rollout]) -> None:
         """Run each path's last item through the network."""
-        pool = self._pool
         paths = [path for rollout in rollouts for path in rollout.paths]
         sizes = [len(rollout.paths) for rollout in rollouts]
-        rows = np.array([path.row for path in paths], np.int64)
-        counts = np.ones(len(paths), np.int64)
-        gaps = np.repeat(np.array([rollout.root.gap_ms for rollout in rollouts], np.int64), sizes)
-        times = np.maximum(pool.time[rows], 0)
-        times += np.minimum(gaps, MAX_TIME - times)
-        events = np.stack([[_last_item(path) for path in paths], times], axis=1)
-        if pool.num_fitting(rows, counts) < len(rows):
-            raise MachineError("memory_bytes: expected room for a rollout's events, got none: raise it")
-        pool.reserve(rows, counts)
-        try:
-            inputs = step_inputs(pool, self._network.config, rows, counts, events)
-            hidden = self._steps.run(inputs)
-        except BaseException:
-            pool.unreserve(rows, counts)
-            raise
-        pool.advance(rows, counts, events[:, 1], hidden)
-        newest = np.stack([inputs.items, inputs.gaps], axis=1)
+        gaps_ms = np.repeat(np.array([rollout.root.gap_ms for rollout in rollouts], np.int64), sizes)
+        newest = self._kept.advance([path.row for path in paths], [_last_item(path) for path in paths], gaps_ms)
         for rollout, each in zip(rollouts, np.split(newest, np.cumsum(sizes)[:-1]), strict=True):
             rollout.newest = each
             rollout.depth += 1

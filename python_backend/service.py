@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from longrec.checkpoint import CATALOGUE
 from longrec.config import EngineConfig
 from longrec.errors import LongrecError
-from longrec.modeling.checkpoint_io import load_network
+from longrec.family_settings import fit_engine
+from longrec.modeling.checkpoint_io import load_run
 from longrec.protocol import BECAUSE, ITEMS, SCORES, STATE
 from longrec.python_backend.engine import Engine, Ticket
 from longrec.python_backend.event_log import EventLog, open_event_log
@@ -81,9 +82,10 @@ class Service(NamedTuple):
         Raises:
             LongrecError: the checkpoint, a setting, or the log's folder is unusable; nothing is left open.
         """
-        network, _ = load_network(checkpoint)
+        network, _ = load_run(checkpoint)
+        config = fit_engine(config, network.config)
         with contextlib.ExitStack() as undo:
-            log = open_event_log(config, root, network.config.receptive_field)
+            log = open_event_log(config, root, network.config.reach)
             undo.callback(log.close)
             rules = Rules(checkpoint / CATALOGUE, root / config.rules)
             rules.watch()
@@ -91,7 +93,7 @@ class Service(NamedTuple):
             network = network.to(device, getattr(torch, config.dtype))
             engine = engine_type(network, log, config, rules=rules)
             # the latest first, for memory is a cache: whoever asks before is served, and rebuilt, as ever
-            engine.warm_up(log.recent_users(engine.pool.num_pages))
+            engine.warm_up(log.recent_users(engine.most_users))
             undo.pop_all()
         return cls(engine, log, rules, config, SettingsParser(config, rules.bits))
 

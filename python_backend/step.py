@@ -6,16 +6,18 @@ and every step on a CPU, run as they come.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from longrec.modeling.transformer import ServingMemory, Transformer
+from longrec.modeling.events import Events
+from longrec.modeling.paged import PagedNetwork
 from longrec.python_backend.memory_pool import MemoryPool
+from longrec.python_backend.pages import KeyValueStore
 
-__all__ = ["DecodeStep", "StepInputs", "StepRunner"]
+__all__ = ["DecodeStep", "StepInputs", "StepRunner", "Steps"]
 
 DECODE_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # users of the graphs that a GPU gets
 ALIGNMENT = 4  # int32 numbers: kernels load 16 bytes at once from pointers that allow it
@@ -25,9 +27,9 @@ class StepInputs(NamedTuple):
     """What a pass needs, as host arrays: T new events of B users.
 
     Args:
-        items, gaps, positions, slots: [T] int64. cu_seqlens: [B + 1] int32. All as in `Transformer.forward` and
-            `ServingMemory`.
+        items, gaps, positions, slots: [T] int64. cu_seqlens: [B + 1] int32. All as in `Events` and `ServingMemory`.
         page_indptr: [B + 1] int32; page_indices: [N] int32; lengths: [B] int32, as in `kernels.PagedMemory`.
+        seconds: [T] int32, as in `Events`.
     """
 
     items: NDArray[np.int64]
@@ -38,6 +40,17 @@ class StepInputs(NamedTuple):
     page_indptr: NDArray[np.int32]
     page_indices: NDArray[np.int32]
     lengths: NDArray[np.int32]
+    seconds: NDArray[np.int32]
+
+
+class Steps(Protocol):
+    """Runs steps of one network over one pool."""
+
+    def run(self, inputs: StepInputs) -> torch.Tensor:
+        """Hidden states [T, dim] of the new events, whose memories in the pool then hold them.
+
+        They stay on the device, and are good until the next call.
+        """
 
 
 class StepRunner:
@@ -50,8 +63,8 @@ class StepRunner:
             `DECODE_BATCHES` on a GPU, none on a CPU, where padding costs and launches don't.
     """
 
-    def __init__(self, network: Transformer, pool: MemoryPool, decode_batches: Sequence[int] | None = None) -> None:
-        self._network, self._pool = network, pool
+    def __init__(self, network: PagedNetwork, pool: MemoryPool, decode_batches: Sequence[int] | None = None) -> None:
+        self._network, self._store = network, _store_of(pool)
         self._device = network.start.device
         if decode_batches is None:
             decode_batches = DECODE_BATCHES if self._device.type == "cuda" else ()
@@ -60,37 +73,30 @@ class StepRunner:
 
     @torch.inference_mode()
     def warm_up(self) -> None:
-        """Run an event of nobody's, which is written nowhere: what is done once is done now, not during a request."""
+        """Run an event of nobody's, written nowhere: what is compiled is compiled now, not during a request."""
         one, none = np.zeros(1, np.int64), np.zeros(2, np.int32)
-        self.run(StepInputs(one, one, one, one - 1, np.array([0, 1], np.int32), none, none[:0], none[:1]))
+        self.run(StepInputs(one, one, one, one - 1, np.array([0, 1], np.int32), none, none[:0], none[:1], none[:1]))
 
     def run(self, inputs: StepInputs) -> torch.Tensor:
-        """Hidden states [T, dim] of the new events, whose keys and values are then in the pool's pages.
-
-        They stay on the device, and are good until the next call.
-        """
+        """As `Steps.run`: keys and values are then in the pool's pages."""
         num_users = len(inputs.lengths)
         if len(inputs.items) == num_users:  # each has one: the engine takes no user without an event into a step
             decode = next((decode for decode in self._decodes if decode.batch >= num_users), None)
             if decode is not None:
                 return decode.run(inputs)
-        items, gaps, positions, slots, cu_seqlens, page_indptr, page_indices, lengths = (
+        items, gaps, positions, slots, cu_seqlens, page_indptr, page_indices, lengths, seconds = (
             torch.from_numpy(array).to(self._device) for array in inputs
         )
-        memory = ServingMemory(
-            self._pool.store.k_pages,
-            self._pool.store.v_pages,
+        memory = self._store.memory(
             page_indptr,
             page_indices,
             lengths,
             slots,
             max_new=int(np.diff(inputs.cu_seqlens).max()),
             max_memory=int(inputs.lengths.max()),
-            k_scales=self._pool.store.k_scales,
-            v_scales=self._pool.store.v_scales,
         )
-        hidden: torch.Tensor = self._network(items, gaps, positions, cu_seqlens, memory)
-        return hidden
+        self._store.write_seconds(slots, seconds)
+        return self._network.run(Events(items, gaps, seconds, positions, cu_seqlens), memory)
 
 
 class DecodeStep:
@@ -103,35 +109,33 @@ class DecodeStep:
         batch: users that fit.
     """
 
-    def __init__(self, network: Transformer, pool: MemoryPool, batch: int) -> None:
+    def __init__(self, network: PagedNetwork, pool: MemoryPool, batch: int) -> None:
         self.batch = batch
-        self._network, self._num_items = network, network.config.num_items
+        self._network, self._store, self._num_items = network, _store_of(pool), network.config.num_items
         device = network.start.device
         pages_per_user = (pool.window - 2) // pool.page_size + 2  # of window - 1 events that begin anywhere in a page
-        sizes = [-(-size // ALIGNMENT) * ALIGNMENT for size in (batch + 1, batch, batch * pages_per_user)]
+        sizes = [-(-size // ALIGNMENT) * ALIGNMENT for size in (batch + 1, batch, batch, batch * pages_per_user)]
         pinned = device.type == "cuda"
         self._host64 = torch.zeros(4, batch, dtype=torch.int64, pin_memory=pinned)
         self._host32 = torch.zeros(sum(sizes), dtype=torch.int32, pin_memory=pinned)
         self._device64 = self._host64.to(device, copy=True)
         self._device32 = self._host32.to(device, copy=True)
         self._rows = self._host64.numpy()  # items, gaps, positions, slots
-        self._page_indptr, self._lengths, self._page_indices = (
+        self._page_indptr, self._lengths, self._seconds, self._page_indices = (
             part.numpy() for part in torch.split(self._host32, sizes)
         )
-        page_indptr, lengths, page_indices = torch.split(self._device32, sizes)
-        self._memory = ServingMemory(
-            pool.store.k_pages,
-            pool.store.v_pages,
+        page_indptr, lengths, seconds, page_indices = torch.split(self._device32, sizes)
+        items, gaps, positions, slots = self._device64
+        self._memory = self._store.memory(
             page_indptr[: batch + 1],
             page_indices,
             lengths[:batch],
-            self._device64[3],
+            slots,
             max_new=1,
             max_memory=pages_per_user * pool.page_size,
-            k_scales=pool.store.k_scales,
-            v_scales=pool.store.v_scales,
         )
-        self._cu_seqlens = torch.arange(batch + 1, dtype=torch.int32, device=device)
+        cu_seqlens = torch.arange(batch + 1, dtype=torch.int32, device=device)
+        self._events = Events(items, gaps, seconds[:batch], positions, cu_seqlens)
         self._clear(0, 0)
         self._copy_in()
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -148,6 +152,7 @@ class DecodeStep:
             row[:num_users] = array
         self._page_indptr[: num_users + 1] = inputs.page_indptr
         self._lengths[:num_users] = inputs.lengths
+        self._seconds[:num_users] = inputs.seconds
         self._page_indices[:num_pages] = inputs.page_indices
         self._clear(num_users, num_pages)
         self._copy_in()
@@ -170,9 +175,8 @@ class DecodeStep:
         self._device32.copy_(self._host32, non_blocking=True)
 
     def _forward(self) -> torch.Tensor:
-        items, gaps, positions, _ = self._device64
-        hidden: torch.Tensor = self._network(items, gaps, positions, self._cu_seqlens, self._memory)
-        return hidden
+        self._store.write_seconds(self._memory.slots, self._events.seconds)
+        return self._network.run(self._events, self._memory)
 
     def _capture(self, device: torch.device) -> None:
         """Capture the pass; it is run before on a side stream, which compiles kernels and fills constant tables."""
@@ -184,3 +188,8 @@ class DecodeStep:
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph, stream=stream):
             self._hidden = self._forward()
+
+
+def _store_of(pool: MemoryPool) -> KeyValueStore:
+    assert isinstance(pool.store, KeyValueStore)  # the family's layout says so
+    return pool.store

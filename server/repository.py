@@ -22,6 +22,7 @@ from typing import Any
 from longrec.checkpoint import CATALOGUE, CONFIG, WEIGHTS, load_checkpoint
 from longrec.config import EngineConfig
 from longrec.errors import ArgumentError, CheckpointError
+from longrec.family_settings import fit_engine
 from longrec.server.model_configs import (
     EXTRAS,
     RECOMMENDER,
@@ -79,7 +80,7 @@ def write_repository(
         The version's folder.
 
     Raises:
-        ArgumentError: version or instances is below 1, or there is no such extra.
+        ArgumentError: version or instances is below 1, there is no such extra, or a setting doesn't fit the family.
         CheckpointError: the checkpoint is incomplete or its parts don't fit each other.
     """
     if version is None:
@@ -90,7 +91,7 @@ def write_repository(
     for extra in extras:
         if extra not in EXTRAS:
             raise ArgumentError(f"extra {extra}", f"one of {', '.join(EXTRAS)}")
-    load_checkpoint(checkpoint)
+    engine = fit_engine(engine, load_checkpoint(checkpoint).config)
     config = model_config(engine, kind, instances, max_queue_delay_microseconds, version=version)
     target = _write_version(repository / RECOMMENDER.name, RECOMMENDER, config, checkpoint)
     if select or served_version(repository) is None:

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from numba import from_dtype, int32, int64, njit, types, void
 
-from longrec.kernels.cpu.attention_query import attend_query, query_floats
+from longrec.kernels.cpu.attention_query import attend_query, no_terms, query_floats
 from longrec.kernels.cpu.attention_tile import attend_tile, tile_floats
 from longrec.kernels.cpu.primitives import BFLOAT16, FLOAT16, pointer
 from longrec.kernels.cpu.vectors import LANES
@@ -78,7 +78,10 @@ def attention_body(head_dim: int, pages: str, pointwise: bool) -> Callable[..., 
             if count * group <= FEW_ROWS:
                 for row in range(count):
                     if unit % shares == share:
-                        attend_query(c, scratch, user, row, entry, head_dim, query_columns, line, scaled, pointwise)
+                        attend_query(
+                            c, scratch, user, row, entry, head_dim, query_columns, line, scaled, pointwise,
+                            no_terms, c, scratch,
+                        )  # fmt: skip
                     unit += 1
             else:
                 for first_row in range(0, count, LANES // group):

@@ -11,18 +11,25 @@ which is faster at them: 4.1 ms where all pages are in order, 4.8 with fetches.
 
 import numpy as np
 from numba import float32, int32, int64, njit
+from numba.extending import register_jitable
 
 from longrec.kernels.cpu.primitives import LOWEST, exp2, maximum, offset, pointer, prefetch, silu
 from longrec.kernels.cpu.vectors import dot, multiply_add
 
-__all__ = ["attend_query", "query_floats"]
+__all__ = ["SPAN", "attend_query", "no_terms", "query_floats"]
 
 SPAN = 256  # keys between two rescalings
 
 
+@register_jitable
 def query_floats(num_heads: int, head_dim: int) -> int:
     """Float32s of scratch."""
     return num_heads * (2 * head_dim + SPAN + 2)
+
+
+@njit(inline="always")
+def no_terms(c, terms, terms_scratch, scores, user, token, start, stop):
+    """Scores as they are."""
 
 
 @njit(inline="always")
@@ -33,13 +40,16 @@ def _add_values(sums, weights, values, step, count, head_dim, columns):
 
 
 @njit(inline="always")  # in the caller's IR, so that the constants stay constants
-def attend_query(c, scratch, user, row, entry, head_dim, columns, line, scaled, pointwise):
+def attend_query(
+    c, scratch, user, row, entry, head_dim, columns, line, scaled, pointwise, add_terms, terms, terms_scratch
+):
     """Attend new event `row` of `user`.
 
     Args:
         c: the `CALL`. scratch: pointer to `query_floats` float32s.
         entry: numba type of the pages' entries; head_dim, columns (of a product), line (entries of a cache line),
             scaled (pages have scales), pointwise (SiLU): constants.
+        add_terms: adds to a span's scores; it gets `terms` and `terms_scratch`.
     """
     q, k, v = pointer(c.q, float32), pointer(c.k, float32), pointer(c.v, float32)
     out, lse2 = pointer(c.out, float32), pointer(c.lse2, float32)
@@ -97,6 +107,7 @@ def attend_query(c, scratch, user, row, entry, head_dim, columns, line, scaled, 
                 key = offset(k, (begin + j - past) * c.k_token + head // group * c.k_head)
                 scores[head * SPAN + j - start] = dot(offset(queries, head * head_dim), key, head_dim)
             j += 1
+        add_terms(c, terms, terms_scratch, scores, user, token, start, stop)
 
         for head in range(c.num_heads):
             weights = offset(scores, head * SPAN)

@@ -1,10 +1,11 @@
 """The event log in LMDB: one folder, several processes of one machine. The only file that knows LMDB.
 
-Two databases lie in the folder:
+Two databases lie in the folder, and a third one where states are kept:
 
     meta    "format" -> ASCII decimal of `records.FORMAT`
             "recent" | uint64 unix nanoseconds (big-endian) -> a page of the order of users (see `recency.py`)
     events  uint16 length of the user's key | the key | uint64 first position of the chunk (big-endian) -> chunk
+    states  the user's key -> what `write_states` kept
 
 Readers see what any process has committed, and never wait; writers wait for each other.
 """
@@ -14,7 +15,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
@@ -38,6 +39,7 @@ from longrec.python_backend.event_log.records import CHUNK_EVENTS, COLUMNS, FORM
 
 __all__ = ["LmdbLog"]
 
+STATES: Final = b"states"
 RECENT: Final = b"recent"
 RECENT_END: Final = RECENT + b"\xff" * PLACE.size
 LOCK_BYTES: Final = 8192  # of lock.mdb, for LMDB's 126 readers
@@ -83,7 +85,7 @@ class LmdbLog(EventLog):
             _allocate(path / "lock.mdb")
             # readahead off: a log larger than memory is read at random
             self._env = lmdb.open(
-                str(path), map_size=max_bytes, sync=durability == "commit", readahead=False, max_dbs=2
+                str(path), map_size=max_bytes, sync=durability == "commit", readahead=False, max_dbs=3
             )
         except (lmdb.CorruptedError, lmdb.InvalidError, lmdb.VersionMismatchError) as error:
             raise DataError(f"event_log={path}: expected an LMDB folder, got a damaged one: {error}") from None
@@ -99,6 +101,7 @@ class LmdbLog(EventLog):
         except LongrecError:
             self._env.close()
             raise
+        self._states: Any = None  # until it is asked for: most logs have none
         self._recent = RecentUsers()
         self._closed = threading.Event()
         # monotonic seconds of the oldest append that no sync has covered, and of the oldest that a running one covers
@@ -205,6 +208,27 @@ class LmdbLog(EventLog):
         """As `EventLog.read_many`."""
         return self._each(self._read, spans)
 
+    def write_states(self, states: Mapping[bytes, bytes]) -> None:
+        """As `EventLog.write_states`."""
+        try:
+            self._states = self._env.open_db(STATES)
+            with self._env.begin(write=True, db=self._states) as transaction:
+                for user, state in states.items():
+                    transaction.put(user, state)
+        except lmdb.Error as error:
+            raise self._refusal(error) from None
+
+    def read_states(self, users: Sequence[bytes]) -> list[bytes | None]:
+        """As `EventLog.read_states`."""
+        try:
+            self._states = self._env.open_db(STATES, create=False)
+            with self._env.begin(db=self._states) as transaction:
+                return [transaction.get(user) for user in users]
+        except (lmdb.NotFoundError, *DAMAGE):
+            return [None] * len(users)
+        except lmdb.Error as error:
+            raise MachineError(f"event_log={self.path}: expected a log that can be read, got {error}") from None
+
     def recent_users(self, limit: int) -> list[bytes]:
         """As `EventLog.recent_users`: from the order that appends keep; where that ends, in no order."""
         users = dict.fromkeys(islice(self._recent.latest_first(), limit))
@@ -230,7 +254,8 @@ class LmdbLog(EventLog):
     def size(self) -> tuple[int, int]:
         """As `EventLog.size`: the file's pages in use."""
         with self._reading() as transaction:
-            stats = [transaction.stat(database) for database in (self._meta, self._events)]
+            databases = [each for each in (self._meta, self._events, self._states) if each is not None]
+            stats = [transaction.stat(database) for database in databases]
         pages = sum(stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"] for stat in stats)
         return pages * stats[0]["psize"], self._max_bytes
 
@@ -315,7 +340,7 @@ class LmdbLog(EventLog):
     def _open_databases(self) -> tuple[Any, Any]:
         with self._env.begin(write=True) as transaction:
             names = {bytes(name) for name, _ in transaction.cursor()}
-        if names - {b"meta", b"events"}:
+        if names - {b"meta", b"events", STATES}:
             raise self._other_format("1")
         meta = self._env.open_db(b"meta")
         with self._env.begin(write=True, db=meta) as transaction:

@@ -10,7 +10,7 @@ dropped can't be compared, and counts as equal.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from longrec.errors import DataError, LongrecError
@@ -117,6 +117,23 @@ class EventLog(ABC):
         if isinstance(rows, DataError):
             raise rows
         return rows
+
+    @abstractmethod
+    def write_states(self, states: Mapping[bytes, bytes]) -> None:
+        """Keep a value for each user beside their events, in place of the one before. A cache: none need survive, but
+        none survives the events that were appended before it.
+
+        Raises:
+            MachineError: the store is full, gone or can't be written.
+        """
+
+    @abstractmethod
+    def read_states(self, users: Sequence[bytes]) -> list[bytes | None]:
+        """The values that `write_states` kept, None for users who have none, or whose can't be read.
+
+        Raises:
+            MachineError: the store can't be read.
+        """
 
     @abstractmethod
     def recent_users(self, limit: int) -> list[bytes]:

@@ -9,20 +9,20 @@ from longrec.python_backend.event_log.log import EventLog
 __all__ = ["open_event_log"]
 
 
-def open_event_log(config: EngineConfig, root: Path, receptive_field: int) -> EventLog:
+def open_event_log(config: EngineConfig, root: Path, reach: int | None) -> EventLog:
     """The log that `config.event_log` names.
 
     Args:
         config: its log settings.
         root: what a relative folder is relative to.
-        receptive_field: newest events that can reach an answer of the network.
+        reach: newest events that can reach an answer of the network; None: all of them.
 
     Raises:
         ArgumentError: `config.max_user_events` would drop events that a rebuild needs.
         MachineError: the store can't be opened, or can't keep the durability.
         DataError: the store holds a log of another format, or a damaged one.
     """
-    least = receptive_field + 1  # a rebuild's first event needs the time of the one before it
+    least = (reach or 0) + 1  # a rebuild's first event needs the time of the one before it
     if 0 < config.max_user_events < least:
         raise ArgumentError(
             f"max_user_events={config.max_user_events}",

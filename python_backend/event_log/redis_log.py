@@ -3,6 +3,7 @@
     longrec:format         ASCII decimal of `records.FORMAT`
     longrec:bytes          sum of the bytes of all sealed rows
     longrec:recent         sorted set: user's key -> unix milliseconds of the last append, by the server's clock
+    longrec:states         hash: user's key -> what `write_states` kept
     longrec:user:<key>     hash: "first", "length" -> positions; chunk's first position -> sealed rows
 
 A batch is one script, so one round trip, and atomic in the store. A single server (with replicas, if wanted) is meant:
@@ -11,7 +12,7 @@ a cluster spreads keys, which one script can't reach.
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -42,6 +43,7 @@ TIMEOUT_SECONDS: Final = 2.0  # of connecting, and of each answer
 FORMAT_KEY: Final = b"longrec:format"
 BYTES_KEY: Final = b"longrec:bytes"
 RECENT_KEY: Final = b"longrec:recent"
+STATES_KEY: Final = b"longrec:states"
 USER_KEY: Final = b"longrec:user:"
 DAMAGED: Final = -1
 
@@ -240,6 +242,16 @@ class RedisLog(EventLog):
                 return pipeline.execute()
 
         return [self._rows(*found) for found in zip(spans, chunks, self._ask(ask), strict=True)]
+
+    def write_states(self, states: Mapping[bytes, bytes]) -> None:
+        """As `EventLog.write_states`."""
+        fields = [part for state in states.items() for part in state]
+        self._ask(lambda: self._redis.hset(STATES_KEY, items=fields))
+
+    def read_states(self, users: Sequence[bytes]) -> list[bytes | None]:
+        """As `EventLog.read_states`."""
+        found: list[bytes | None] = self._ask(lambda: self._redis.hmget(STATES_KEY, list(users)))
+        return found
 
     def recent_users(self, limit: int) -> list[bytes]:
         """As `EventLog.recent_users`."""

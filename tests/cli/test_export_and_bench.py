@@ -11,7 +11,7 @@ from longrec.checkpoint import load_checkpoint
 from longrec.cli.export import export
 from longrec.config import ModelConfig
 from longrec.errors import ArgumentError, CheckpointError
-from longrec.modeling import Transformer, save_run
+from longrec.modeling import Transformer, build_network, save_run
 
 IDS = [f"item {n}" for n in range(40)]
 
@@ -52,3 +52,14 @@ def test_export_refuses_weights_of_another_shape(run, tmp_path):
     with pytest.raises(CheckpointError, match=r"expected .*32\] \(from config.json\), got .*16\]"):
         export(tmp_path, tmp_path / "repository")
     assert not (tmp_path / "repository").exists()
+
+
+def test_export_fits_the_settings_to_the_family_and_refuses_those_that_cannot(tmp_path):
+    config = ModelConfig(num_items=40, dim=16, family="gru")
+    save_run(tmp_path / "run", build_network(config), config, Catalogue(IDS, IDS), {})
+    with pytest.raises(ArgumentError, match="max_explain=4: expected 0 with family gru"):
+        export(tmp_path / "run", tmp_path / "repository", set_=["max_explain=4"])
+    assert not (tmp_path / "repository").exists()
+    export(tmp_path / "run", tmp_path / "repository")
+    written = (tmp_path / "repository" / "recommender" / "config.pbtxt").read_text()
+    assert 'key: "max_explain"\n  value {\n    string_value: "0"' in written

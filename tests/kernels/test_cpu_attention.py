@@ -12,6 +12,7 @@ from longrec.errors import ArgumentError
 from longrec.kernels import append_memory, reference, segment_attention
 from longrec.kernels.attention_cases import AttentionArguments, AttentionCase
 from longrec.kernels.cpu.attention import fits_paged
+from longrec.kernels.cpu.attention_terms import fits_terms
 from longrec.kernels.types import PagedMemory
 
 # at most 8 rows (new events x heads of a group) of a user go query by query, more in tiles of 16
@@ -44,6 +45,13 @@ SILU = [
     for heads in ((2, 2), (8, 1))
     for window in (40, 1 << 20)
 ]
+TERMS = [
+    AttentionCase(
+        new=(3, 21, 1, 0, 1), past=(60, 37, 300, 5, 0), window=window, variant=variant, heads=heads, memory_dtype=dtype
+    )
+    for variant in ("position", "time", "hstu", "relative")
+    for window, heads, dtype in ((40, (4, 2), "same"), (257, (2, 2), "same"), (1 << 20, (4, 1), "int8"))
+]
 
 
 def ids(case: AttentionCase) -> str:
@@ -52,8 +60,8 @@ def ids(case: AttentionCase) -> str:
 
 def assert_as_exact_as_pytorch(arguments: AttentionArguments, out: torch.Tensor, lse2: torch.Tensor) -> None:
     """Error against float64 at most twice that of the reference in float32, and one rounding unit."""
-    tensors = arguments.to(torch.float64).tensors  # the reference widens pages to the dtype of the queries, exactly
-    exact = reference.segment_attention(*tensors, **arguments.keywords)
+    wide = arguments.to(torch.float64)
+    exact = reference.segment_attention(*wide.tensors, **wide.keywords)
     same_dtype = reference.segment_attention(*arguments.tensors, **arguments.keywords)
     for got, want, baseline in zip((out, lse2), exact, same_dtype, strict=True):
         assert got.dtype == torch.float32
@@ -67,10 +75,12 @@ def assert_as_exact_as_pytorch(arguments: AttentionArguments, out: torch.Tensor,
 
 def attend(arguments: AttentionArguments) -> tuple[torch.Tensor, torch.Tensor]:
     assert fits_paged(*arguments.tensors[:3], arguments.keywords["memory"])
+    terms = (arguments.keywords.get(name) for name in ("relative", "position_bias", "time_bias"))
+    assert fits_terms(arguments.tensors[0], *terms)
     return segment_attention(*arguments.tensors, **arguments.keywords)
 
 
-@pytest.mark.parametrize("case", [*SHAPES, *WINDOWS, *SILU, *STORED], ids=ids)
+@pytest.mark.parametrize("case", [*SHAPES, *WINDOWS, *SILU, *STORED, *TERMS], ids=ids)
 def test_against_float64(case: AttentionCase) -> None:
     arguments = case.make(torch.float32)
     assert_as_exact_as_pytorch(arguments, *attend(arguments))

@@ -5,8 +5,12 @@ import pytest
 import torch
 
 from longrec.config import ModelConfig
-from longrec.kernels import rotate
+from longrec.kernels import rotate, segment_attention
+from longrec.modeling.events import Events
 from longrec.modeling.explanation import attention_contributions
+from longrec.modeling.families import build_network
+from longrec.modeling.hstu import HSTU
+from longrec.modeling.paged import PagedNetwork
 from longrec.modeling.transformer import ServingMemory, Transformer
 
 WINDOW, PAGE_SIZE, POISON = 9, 4, float("nan")
@@ -50,6 +54,64 @@ def losses_by_removal(network, items, gaps, vectors):
     return torch.stack(columns, dim=1)
 
 
+def attended(network: PagedNetwork, events: Events, removed: int | None = None) -> torch.Tensor:
+    """[Hq * D], the last layer's attention output of the last event, without the value of the event that is removed."""
+    x, last = network.embed(events), network.blocks[-1]
+    if isinstance(network, HSTU):
+        for index, block in enumerate(network.blocks[:-1]):
+            x = block(x, events, None, index)
+        gate, q, k, v = last.uqkv_of(x)
+        position, time = last.biases(events, None)
+        terms = {"kind": "silu", "position_bias": position, "time_bias": time}
+    else:
+        distances = network._distances(x)
+        for index, block in enumerate(network.blocks[:-1]):
+            x = block(x, distances, events, None, index)
+        q, k, v = last.qkv_of(x)
+        gate, terms = None, {"relative": last.terms(distances)}
+    if removed is not None:
+        v = v.clone()
+        v[removed] = 0
+    out = segment_attention(q, k, v, events.cu_seqlens, window=WINDOW, **terms)[0][-1].flatten()
+    if gate is None:
+        return out
+    return out * WINDOW * last.out_norm.weight * gate[-1].flatten()  # what all events have in common left out
+
+
+@pytest.mark.parametrize("family", ["transformer_xl", "hstu"])
+@pytest.mark.parametrize("length", [1, 7, WINDOW, 23])
+@torch.no_grad()
+def test_families_with_other_scores_explain_by_what_the_output_loses(family, length):
+    torch.manual_seed(5)
+    network = build_network(CONFIG.model_copy(update={"family": family})).double().eval()
+    for weight in network.parameters():
+        weight.add_(0.3 * torch.randn_like(weight))
+    rng = torch.Generator().manual_seed(length)
+    events = Events(
+        torch.randint(0, 50, (length,), generator=rng),
+        torch.randint(0, 32, (length,), generator=rng),
+        torch.randint(0, 9_000, (length,), generator=rng).cumsum(0).int(),
+        torch.arange(length),
+        torch.tensor([0, length], dtype=torch.int32),
+    )
+    before = events.take(torch.arange(length - 1), torch.tensor([length - 1]))
+    newest = events.take(torch.tensor([length - 1]), torch.tensor([1]))
+    _, held = network.step(before, network.new_memory(1))
+    memory = held.reserve(newest)._replace(slots=torch.tensor([-1]))
+    vectors = network.item_table[torch.tensor([[3, 17]])]
+    found = attention_contributions(network, newest, memory, vectors)[0]
+    wanted = vectors[0] * network.norm.weight @ network.blocks[-1].out.weight
+    whole = attended(network, events)
+    seen = found.shape[1] - 1  # events in the pages, the newest aside
+    for column in range(seen + 1):
+        event = length - 1 - seen + column
+        if event <= length - 1 - WINDOW:
+            assert (found[:, column] == -torch.inf).all()
+        else:
+            lost = wanted @ (whole - attended(network, events, event))
+            torch.testing.assert_close(found[:, column], lost, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("lengths", [[1], [2, 7], [WINDOW, WINDOW + 1, 23, 1], [40, 8, 16]], ids=str)
 @torch.no_grad()
 def test_contributions_equal_what_the_score_loses_without_the_event(network, lengths):
@@ -86,9 +148,13 @@ def test_contributions_equal_what_the_score_loses_without_the_event(network, len
     wanted = torch.from_numpy(rng.integers(0, 50, (len(lengths), 3)))
     found = attention_contributions(
         network,
-        torch.stack([items[-1] for items, _ in histories]),
-        torch.stack([gaps[-1] for _, gaps in histories]),
-        torch.tensor(order),
+        Events(
+            torch.stack([items[-1] for items, _ in histories]),
+            torch.stack([gaps[-1] for _, gaps in histories]),
+            torch.zeros(len(lengths), dtype=torch.int32),
+            torch.tensor(order),
+            torch.arange(len(lengths) + 1, dtype=torch.int32),
+        ),
         memory,
         network.item_table[wanted],
     )

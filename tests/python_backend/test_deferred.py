@@ -326,13 +326,13 @@ def test_a_rollout_takes_a_step_a_turn_and_others_go_on(make_engine, make_histor
     engine, history, other = make_engine(), make_history(1, 20), make_history(2, 120)
     engine.answer_all([query("roll", history)])
     (expected,) = make_engine().answer_all([rollout("roll")])
-    pages, steps, run = engine.pool.num_free_pages, [], engine._catch_up._steps.run
+    pages, steps, run = engine.pool.num_free_pages, [], engine._memory._steps.run
 
     def counted(inputs):
         steps[-1].append(len(inputs.items))
         return run(inputs)
 
-    monkeypatch.setattr(engine._catch_up._steps, "run", counted)
+    monkeypatch.setattr(engine._memory._steps, "run", counted)
     rolled, long = engine.answer([rollout("roll"), query("long", other)])
     answers, order = {}, []
     while engine.has_work:

@@ -26,12 +26,12 @@ def poison_what_is_freed(monkeypatch, engine):
             poison(tensor, torch.from_numpy(np.asarray(pages)).long())
 
     def poison_blocks(slots):
-        for tensor in (tier._entries, tier._hidden, *(() if tier._scales is None else (tier._scales,))):
+        for tensor in (*tier._blocks, tier._hidden):
             poison(tensor, list(slots))
 
     poison_pages(np.arange(pool.num_pages))
     poison(pool.hidden, slice(None))
-    poison_blocks(range(len(tier._entries)))
+    poison_blocks(range(len(tier._hidden)))
     free_pages, release, drop = pool._free_pages, pool._release, tier.drop
 
     def free_poisoned(pages):
@@ -65,7 +65,7 @@ def assert_nobody_reads_poison(engine):
         assert not count or torch.isfinite(pool.hidden[row]).all()
     for saved in tier._saved.values():
         count = saved.length - saved.first
-        for tensor in (tier._entries, *(() if tier._scales is None else (tier._scales,))):
+        for tensor in tier._blocks:
             blocks = tensor[list(saved.slots)].transpose(1, 2).flatten(0, 1)  # [events, 2 * layers, ...]
             assert not tensor.is_floating_point() or torch.isfinite(blocks[:count]).all()
         assert torch.isfinite(tier._hidden[saved.slots[0]]).all()

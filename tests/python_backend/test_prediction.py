@@ -298,7 +298,7 @@ def test_a_step_that_fails_leaves_no_fork(engine, make_history, monkeypatch):
     history, user = make_history(8, 20), fresh_user()
     engine.answer_all([query(user, history)])
     (before,) = engine.answer_all([query(user)])
-    held, steps = engine.pool.num_free_pages, engine._predictor._rollouts._steps
+    held, steps = engine.pool.num_free_pages, engine._memory._steps
     run, calls = steps.run, []
 
     def failing(inputs):

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from longrec.config import EngineConfig
+from longrec.config import EngineConfig, ModelConfig
 from longrec.errors import ArgumentError
+from longrec.modeling import FAMILIES, build_network, recompute_scores
 from longrec.protocol import UNCHECKED_POSITION, Status
-from longrec.python_backend import recompute as recompute_module
+from longrec.python_backend import windows
 from longrec.python_backend.engine import Engine
 from longrec.python_backend.event_log.lmdb_log import LmdbLog
 from longrec.python_backend.query import Query
@@ -40,7 +42,7 @@ def assert_same(answers, expected):
 def test_answers_equal_the_engine_with_memory(
     baseline: RecomputeEngine, make_engine: Callable[..., Engine], make_history, monkeypatch
 ):
-    monkeypatch.setattr(recompute_module, "PASS_EVENTS", 60)  # several passes a batch
+    monkeypatch.setattr(windows, "PASS_EVENTS", 60)  # several passes a batch
     engine, rng = make_engine(), np.random.default_rng(0)
     histories = {f"user {seed}": make_history(seed, 90) for seed in range(6)}
     sent = dict.fromkeys(histories, 0)
@@ -78,6 +80,21 @@ def test_what_goes_through_memory_is_refused(network, log):
 
 def test_nothing_is_kept(baseline: RecomputeEngine, make_history):
     baseline.answer([query("u", make_history(1, 30))])
-    assert len(baseline.pool) == 0
+    assert baseline.most_users == 0
+    assert baseline.observations.memory_misses == 1
     assert baseline.observations.events_computed == baseline.network.config.receptive_field
     assert not baseline.has_work
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "transformer"])
+def test_other_families_are_recomputed_by_their_own_networks(family: str, log, make_history):
+    torch.manual_seed(0)
+    config = ModelConfig(num_items=97, family=family, dim=16, hidden_dim=16, window=12)
+    network = build_network(config).eval()
+    engine = RecomputeEngine(network, log, EngineConfig(inline_events=2048, max_horizon=1, max_explain=0))
+    histories = [make_history(seed, 40) for seed in range(3)]
+    for start in range(0, 40, 8):
+        batch = [query(f"{at}", history[start : start + 8]) for at, history in enumerate(histories)]
+        for answer, history in zip(engine.answer(batch), histories, strict=True):
+            (scores,) = recompute_scores(network, history[:, 0], history[:, 1], np.array([start + 8]))
+            np.testing.assert_allclose(answer.scores, np.sort(scores)[::-1][:8], atol=TOLERANCE)

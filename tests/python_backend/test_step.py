@@ -43,6 +43,7 @@ def inputs(pool, rows, counts, seed):
         np.cumsum([0, *counts], dtype=np.int32),
         *pool.pages(rows, counts),
         (pool.length[rows] - pool.first[rows]).astype(np.int32),
+        np.zeros(total, np.int32),
     )
 
 
