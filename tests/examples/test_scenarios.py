@@ -30,3 +30,21 @@ def test_purchases_find_each_users_rhythm() -> None:
     for step in ("1", "2"):
         rollout, usual, best = figures(printed, step)
         assert usual + 0.05 < rollout <= best + 0.02
+
+
+def test_a_shop_learns_what_fits_and_obeys_its_rules() -> None:
+    printed = run("shop.py", "--customers", 800)
+    answers = dict(line.split(": ", 1) for line in printed.replace("film 3; goes", "film 3, goes").splitlines()[-4:])
+    basket, chargers, offers, recalled = answers.values()
+    assert {"case 3", "charger 3"} & set(basket.partition("with it: ")[2].split(", "))
+    assert chargers.split(", ")[0] == "charger 3"
+    assert offers == "case 3"
+    assert "charger 3" not in recalled.split(", ")
+
+
+def test_films_are_explained_kept_to_a_genre_and_streamed(tmp_path: Path) -> None:
+    printed = run("video.py", "--data", tmp_path / "data", "--epochs", 6, "--users", 300)
+    film, because = re.search(r"^│ (.+?) +│ (.+?) +│$", printed, re.MULTILINE).groups()
+    assert film != because
+    (hits, popular) = re.search(r"hit@10 (\d\.\d+), the most popular films (\d\.\d+)", printed).groups()
+    assert float(hits) > float(popular)
