@@ -2,7 +2,7 @@
 
     python examples/video.py
 
-Trains, serves, sends the users' past, and then streams their last evenings film by film: how often the film that they chose
+Trains, serves, sends the users' past, and then streams their last films one by one: how often the film that they chose
 next was among the ten that the server showed. Then for one of them: why each film is shown, and what a profile for
 children sees. Takes a minute and a half.
 """
@@ -63,7 +63,7 @@ def _train(dataset: Dataset, epochs: int, out: Path) -> None:
 
 
 def _stream(client: Client, dataset: Dataset, users: range) -> None:
-    """Send the users' past, then their last films one at a time; hits of the films that came, beside the most popular."""
+    """Send the users' past, then their last films one by one; hits of the films that came, beside the most popular."""
     histories = {dataset.users[user]: dataset.events(user) for user in users}
     popular = np.argsort(-np.bincount(dataset.items, minlength=len(dataset.catalogue)), kind="stable")[:K]
 

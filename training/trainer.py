@@ -7,7 +7,7 @@ Deterministic: the same data, config, seed, machine and number of threads give t
 import copy
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,7 +52,13 @@ class Trained:
 
 
 def train(
-    dataset: Dataset, split: Split, model: ModelConfig, config: TrainConfig, observers: Sequence[Observer] = ()
+    dataset: Dataset,
+    split: Split,
+    model: ModelConfig,
+    config: TrainConfig,
+    observers: Sequence[Observer] = (),
+    *,
+    initial: Mapping[str, Tensor] | None = None,
 ) -> Trained:
     """Train a network on the training part of `dataset`.
 
@@ -61,6 +67,7 @@ def train(
         model: shape; `num_items` is the catalogue's length.
         config: how.
         observers: told after each epoch.
+        initial: weights to begin with, of `network.state_dict`; None: they are drawn.
 
     Raises:
         ArgumentError: `model` has another number of items than the catalogue.
@@ -72,7 +79,10 @@ def train(
         raise DataError(f"{dataset.name}: expected at least one user with 3 events, to validate on")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return _Run(dataset, split, model, config).run(observers)
+        run = _Run(dataset, split, model, config)
+        if initial is not None:
+            run.network.load_state_dict(initial)
+        return run.run(observers)
 
 
 class _Run:
