@@ -51,7 +51,7 @@ def update(
     """
     from longrec.config import TrainConfig, parse_config
     from longrec.datasets import Dataset
-    from longrec.python_backend.event_log.newest import read_new
+    from longrec.python_backend.event_log.newest import holds, read_new
     from longrec.server.loading import switch_version
     from longrec.server.repository import write_repository
     from longrec.server.served import read_served
@@ -76,8 +76,12 @@ def update(
         raise ArgumentError(f"--data {data}", f"the {len(catalogue)} items of {run}, in the same order", "others")
     reach = base.checkpoint.config.reach
     with closing(_open_log(log, repository, served.engine if served else None)) as events:
+        learnt = base.learnt
+        if old and not learnt:  # the first update: users' past may have been put into the log
+            histories = ((key, old.events(user)) for user, key in enumerate(old.users))
+            learnt = holds(events, {user.encode(): (len(row), row[-1, 1:]) for user, row in histories})
         # one more than the network's reach, for the oldest event's gap needs the one before it
-        logged = read_new(events, base.learnt, None if reach is None else reach + 1)
+        logged = read_new(events, learnt, None if reach is None else reach + 1)
     new, unknown = NewEvents.from_log(logged.users, logged.rows, logged.fresh, catalogue)
     console = Console(stderr=as_json)
     with ProgressBar(console) as bar:
@@ -104,8 +108,8 @@ def update(
     version = None
     out = None
     if not found.refusal:
-        learnt = dict(zip(logged.users, logged.lengths.tolist(), strict=True))
-        out = save_update(run, base, found.trained.network, learnt, report)
+        read = dict(zip(logged.users, logged.lengths.tolist(), strict=True))
+        out = save_update(run, base.checkpoint, found.trained.network, {**learnt, **read}, report)
         if repository and served:
             settings = {name: getattr(served, name) for name in ("engine", "kind", "instances")}
             delay = served.max_queue_delay_microseconds

@@ -57,7 +57,7 @@ def find_base(run: Path, weights_hash: str | None = None) -> Base:
 
 
 def save_update(
-    run: Path, base: Base, network: Network, learnt: Mapping[bytes, int], report: Mapping[str, Any]
+    run: Path, base: Checkpoint, network: Network, learnt: Mapping[bytes, int], report: Mapping[str, Any]
 ) -> Path:
     """Write an update; its folder.
 
@@ -65,17 +65,15 @@ def save_update(
         run: whose.
         base: what it began with.
         network: with the new weights.
-        learnt: of the users with new events; the others' is that of `base`.
+        learnt: user -> events of their log that these have learnt.
         report: JSON-able.
     """
     number = 1 + max((int(folder.name) for folder in _updates(run)), default=0)
     fresh, target = run / UPDATES / f".{os.getpid()}", run / UPDATES / f"{number:04}"
     shutil.rmtree(fresh, ignore_errors=True)
-    checkpoint = base.checkpoint
-    save_run(fresh, network, checkpoint.config, checkpoint.catalogue, {**checkpoint.training, "update": number})
-    everyone = {**base.learnt, **learnt}
-    lengths = pl.Series("length", list(everyone.values()), dtype=pl.Int64)
-    pl.DataFrame([pl.Series("user", list(everyone), dtype=pl.Binary), lengths]).write_parquet(fresh / LEARNT)
+    save_run(fresh, network, base.config, base.catalogue, {**base.training, "update": number})
+    lengths = pl.Series("length", list(learnt.values()), dtype=pl.Int64)
+    pl.DataFrame([pl.Series("user", list(learnt), dtype=pl.Binary), lengths]).write_parquet(fresh / LEARNT)
     (fresh / REPORT).write_text(json.dumps(report, indent=2) + "\n")
     fresh.rename(target)
     return target

@@ -10,7 +10,7 @@ from longrec.errors import DataError
 from longrec.python_backend.event_log.log import EventLog, Span
 from longrec.python_backend.event_log.records import Rows
 
-__all__ = ["Logged", "read_new"]
+__all__ = ["Logged", "holds", "read_new"]
 
 EVERYONE = (1 << 31) - 1
 USERS_AT_ONCE = 256  # of a read: one transaction, or one round trip
@@ -68,3 +68,26 @@ def read_new(log: EventLog, known: Mapping[bytes, int], context: int | None) -> 
             fresh.append(new)
             lengths.append(span.stop)
     return Logged(users, rows, np.array(fresh, np.int64), np.array(lengths, np.int64), damaged)
+
+
+def holds(log: EventLog, newest: Mapping[bytes, tuple[int, Rows]]) -> dict[bytes, int]:
+    """Histories that were put into the log before it went on.
+
+    Args:
+        log: any store's.
+        newest: user -> a history's length, and its last event [columns].
+
+    Returns:
+        user -> that length, of those whose logs have that event in that place.
+
+    Raises:
+        MachineError: the store can't be read.
+    """
+    spans = [Span(user, length - 1, length) for user, (length, _) in newest.items()]
+    found: dict[bytes, int] = {}
+    for at in range(0, len(spans), USERS_AT_ONCE):
+        part = spans[at : at + USERS_AT_ONCE]
+        for span, rows in zip(part, log.read_many(part), strict=True):
+            if not isinstance(rows, DataError) and np.array_equal(rows[0], newest[span.user][1]):
+                found[span.user] = span.stop
+    return found

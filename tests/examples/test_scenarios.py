@@ -43,8 +43,16 @@ def test_a_shop_learns_what_fits_and_obeys_its_rules() -> None:
 
 
 def test_films_are_explained_kept_to_a_genre_and_streamed(tmp_path: Path) -> None:
-    printed = run("video.py", "--data", tmp_path / "data", "--epochs", 6, "--users", 300)
+    printed = run("video.py", "--data", tmp_path / "data", "--epochs", 4, "--users", 300)
     film, because = re.search(r"^│ (.+?) +│ (.+?) +│$", printed, re.MULTILINE).groups()
     assert film != because
     (hits, popular) = re.search(r"hit@10 (\d\.\d+), the most popular films (\d\.\d+)", printed).groups()
     assert float(hits) > float(popular)
+
+
+def test_todays_news_are_learnt_at_noon() -> None:
+    printed = run("news.py", "--readers", 400)
+    morning, afternoon = (float(found) for found in re.findall(r"hit@10 (\d\.\d+)", printed))
+    assert morning < 0.3
+    assert afternoon > morning + 0.2
+    assert "version 2" in printed

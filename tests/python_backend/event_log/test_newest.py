@@ -8,7 +8,7 @@ import pytest
 from longrec.config import EngineConfig
 from longrec.errors import ArgumentError
 from longrec.python_backend.event_log import Append, open_event_log
-from longrec.python_backend.event_log.newest import read_new
+from longrec.python_backend.event_log.newest import holds, read_new
 from longrec.python_backend.event_log.opening import open_written_log
 
 
@@ -61,3 +61,10 @@ def test_a_log_to_be_read_must_be_there(tmp_path: Path, rows) -> None:
     read = open_written_log(config, tmp_path)
     assert read.length(b"a") == 1
     read.close()
+
+
+def test_histories_that_were_put_into_the_log_are_recognised(log, rows) -> None:
+    log.append([Append(b"same", 0, rows(1, 2, 3)), Append(b"other", 0, rows(1, 9, 3)), Append(b"short", 0, rows(2))])
+    last = rows(2)[0]
+    newest = dict.fromkeys((b"same", b"other", b"short", b"absent"), (2, last))
+    assert holds(log, newest) == {b"same": 2}
