@@ -36,6 +36,10 @@ COMMANDS: Final = {
     "rollback": _Entry(
         "longrec.cli.rollback:rollback", "Go back to an earlier version of the weights, or on to a later one."
     ),
+    "update": _Entry(
+        "longrec.cli.update:update",
+        "Fine-tune RUN on what the server has logged, and serve the new weights if they are no worse.",
+    ),
     "serve": _Entry("longrec.cli.serve:serve", "Serve REPOSITORY until Ctrl-C or SIGTERM."),
     "probe": _Entry(
         "longrec.cli.probe:probe",

@@ -40,6 +40,7 @@ from longrec.server.model_configs import (
 __all__ = [
     "check_repository",
     "models_in",
+    "read_config",
     "select_version",
     "served_version",
     "versions_in",
@@ -113,7 +114,7 @@ def select_version(repository: Path, version: int, *, extras: Collection[str] = 
     Raises:
         CheckpointError: there is no such version, or it lacks its config.
     """
-    config = _read_config(repository / RECOMMENDER.name / str(version) / SERVED)
+    config = read_config(repository / RECOMMENDER.name / str(version) / SERVED)
     present = {name for name, variant in EXTRAS.items() if (repository / variant.name / SERVED).is_file()}
     for name in sorted({*extras, *present}):
         variant = EXTRAS[name]
@@ -142,7 +143,7 @@ def served_version(repository: Path) -> int | None:
         CheckpointError: the file is no model config.
     """
     path = repository / RECOMMENDER.name / SERVED
-    return int(_read_config(path).version_policy.specific.versions[0]) if path.is_file() else None
+    return int(read_config(path).version_policy.specific.versions[0]) if path.is_file() else None
 
 
 def check_repository(repository: Path) -> None:
@@ -164,7 +165,7 @@ def _check_model(model: Path, variant: Variant) -> None:
     versions = {folder.name for folder in model.iterdir() if folder.name.isdecimal()}
     if not versions:
         raise CheckpointError(f"{model}: expected a folder for each version (1, 2 …), got none; {REMEDY}")
-    config = _read_config(model / SERVED)
+    config = read_config(model / SERVED)
     for served in config.version_policy.specific.versions:
         if str(served) not in versions:
             raise CheckpointError(
@@ -212,7 +213,12 @@ def _replace(path: Path, text: str) -> None:
     os.replace(fresh, path)
 
 
-def _read_config(path: Path) -> Any:
+def read_config(path: Path) -> Any:
+    """The `inference.ModelConfig` message in a `config.pbtxt`.
+
+    Raises:
+        CheckpointError: there is no such file, or it is no model config that names a version.
+    """
     try:
         config = parse_config_text(path.read_text())
         config.version_policy.specific.versions[0]

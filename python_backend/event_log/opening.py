@@ -6,7 +6,7 @@ from longrec.config import EngineConfig
 from longrec.errors import ArgumentError
 from longrec.python_backend.event_log.log import EventLog
 
-__all__ = ["open_event_log"]
+__all__ = ["open_event_log", "open_written_log"]
 
 
 def open_event_log(config: EngineConfig, root: Path, reach: int | None) -> EventLog:
@@ -48,3 +48,21 @@ def open_event_log(config: EngineConfig, root: Path, reach: int | None) -> Event
         max_bytes=config.log_bytes,
         max_user_events=config.max_user_events,
     )
+
+
+def open_written_log(config: EngineConfig, root: Path) -> EventLog:
+    """The log that `config.event_log` names, to be read while servers write it.
+
+    Args:
+        config, root: as `open_event_log`.
+
+    Raises:
+        ArgumentError: there is no such folder.
+        MachineError, DataError: as `open_event_log`.
+    """
+    if not config.is_redis_log and not (root / config.event_log / "data.mdb").is_file():
+        raise ArgumentError(
+            f"event_log={config.event_log}", "the folder of an event log", remedy="it is beside the served repository"
+        )
+    # nothing is written, so nothing has to be durable or dropped
+    return open_event_log(config.model_copy(update={"durability": "none", "max_user_events": 0}), root, 0)
