@@ -68,7 +68,9 @@ class WindowPaths(Paths):
         times = next_times(before, gaps_ms)
         newest = []
         for row, field, item, time, last in zip(rows, fields, items, times.tolist(), before.tolist(), strict=True):
-            events = np.append(field.rows, [[item, time]], axis=0)
+            event = np.zeros((1, field.rows.shape[1]), np.int64)
+            event[0, :2] = item, time
+            events = np.concatenate((field.rows, event))
             self._kept[row] = field._replace(rows=events)  # what leaves the window the network leaves out
             previous = None if last == NO_TIME else last
             newest.append((item, int(gap_buckets(events[-1:, 1], previous, config.num_gap_buckets)[0])))

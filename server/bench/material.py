@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from longrec.config import EngineConfig
 from longrec.datasets import Dataset
 from longrec.errors import ArgumentError, DataError
-from longrec.modeling import Transformer, load_network, save_run
+from longrec.modeling import Network, build_network, load_network, load_run, save_run
 from longrec.server.process import Server
 from longrec.server.repository import write_repository
 
@@ -33,13 +33,13 @@ class Material:
         scratch: folder for repositories and logs.
     """
 
-    network: Transformer
+    network: Network
     dataset: Dataset
     scratch: Path
 
     def with_window(self, window: int) -> "Material":
         """The same weights, with another attention window."""
-        network = Transformer(self.network.config.model_copy(update={"window": window}))
+        network = build_network(self.network.config.model_copy(update={"window": window}))
         network.load_state_dict(self.network.state_dict())
         return replace(self, network=network.eval())
 
@@ -81,13 +81,17 @@ class Material:
         return Server(folder / "repository", grpc_port=0, http_port=0, metrics_port=0)
 
 
-def load_material(run: Path, dataset: Path, scratch: Path) -> Material:
+def load_material(run: Path, dataset: Path, scratch: Path, *, any_family: bool = False) -> Material:
     """Read a run and a dataset that fit each other.
+
+    Args:
+        run, dataset: folders. scratch: of the material.
+        any_family: not a transformer alone, which is what is benchmarked.
 
     Raises:
         CheckpointError, DataError: as `load_network` and `Dataset.load`, and where the catalogues differ.
     """
-    network, checkpoint = load_network(run)
+    network, checkpoint = load_run(run) if any_family else load_network(run)
     data = Dataset.load(dataset)
     if checkpoint.catalogue.ids != data.catalogue.ids:
         raise DataError(f"{dataset}: expected the catalogue of {run}, got another; train on this dataset")
@@ -108,7 +112,7 @@ class Target(NamedTuple):
     url: str
     metrics_url: str
     dataset: Dataset
-    network: Transformer | None
+    network: Network | None
 
 
 @contextmanager
@@ -134,6 +138,6 @@ def serving(
         return
     assert run is not None
     with TemporaryDirectory(prefix="longrec-serve-") as scratch:
-        material = load_material(run, dataset, Path(scratch))
+        material = load_material(run, dataset, Path(scratch), any_family=True)
         with material.serve(EngineConfig()) as server:
             yield Target(server.grpc_url, server.metrics_url, material.dataset, material.network)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2
 
 from longrec.errors import ServerError
-from longrec.modeling import Transformer, recompute_scores
+from longrec.modeling import Network, recompute_scores
 from longrec.protocol import ITEMS, SCORES, STATE, Status
 from longrec.server.loadbench.population import Population
 
@@ -81,7 +81,7 @@ def hold_against_recompute(
     users: NDArray[np.int64],
     positions: NDArray[np.int64],
     population: Population,
-    network: Transformer,
+    network: Network,
     sample: NDArray[np.int64],
 ) -> None:
     """Compare some answers with the network run over the user's whole log.

@@ -14,7 +14,7 @@ from longrec.errors import ArgumentError
 from longrec.family_settings import fit_engine
 from longrec.modeling import FAMILIES, Events, Network, build_network, gap_buckets, memory_layout, recompute_scores
 from longrec.modeling.seq2seq import Seq2Seq
-from longrec.python_backend.engine import Engine
+from longrec.python_backend.engine import Engine, Ticket
 from longrec.python_backend.event_log.lmdb_log import LmdbLog
 from longrec.python_backend.query import Query
 from longrec.python_backend.settings import Settings
@@ -156,6 +156,25 @@ def test_steps_over_fixed_buffers_as_on_a_gpu(networks, open_log, make_history, 
         batch = [Query(b"%d" % at, histories[at][engine.log.length(b"%d" % at) : stop], -1, None, 5) for at in users]
         for at, answer in zip(users, engine.answer_all(batch), strict=True):
             assert_ranks(answer, expected_scores(exact, histories[at][:stop]))
+
+
+@pytest.mark.parametrize("family", ["bert4rec", "seq2seq"])
+def test_a_window_that_retention_overtakes_is_that_of_what_the_log_holds(networks, tmp_path, make_history, family):
+    network, exact = networks[family]
+    log = LmdbLog(tmp_path / "short", durability="none", max_bytes=64 << 20, max_user_events=WINDOW + 1)
+    late, other = make_engine(network, log, max_step_events=WINDOW), make_engine(network, log)
+    history = make_history(3, 300)
+    other.answer_all([Query(user, history[:20], 0, None, 0) for user in (b"first", b"u")])
+    answers = late.answer([Query(user, NO_EVENTS, -1, None, 5) for user in (b"first", b"u")])
+    assert [isinstance(answer, Ticket) for answer in answers] == [False, True], "there is room for one"
+    for start in range(20, 300, 40):
+        other.answer_all([Query(b"u", history[start : start + 40], start, None, 0)])
+    assert log.extent(b"u").first > 20
+    ((ticket, answer),) = late.turn() or late.turn()
+    assert ticket == answers[1]
+    assert answer.length == 300
+    assert_ranks(answer, expected_scores(exact, history))
+    log.close()
 
 
 def step_scores(exact: Network, history, path, gap: int) -> np.ndarray:

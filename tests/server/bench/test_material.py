@@ -5,8 +5,10 @@ import pytest
 import torch
 
 from longrec.catalogue import Catalogue
+from longrec.config import ModelConfig
 from longrec.datasets import Dataset
-from longrec.errors import DataError
+from longrec.errors import CheckpointError, DataError
+from longrec.modeling import build_network, save_run
 from longrec.server.bench.material import load_material
 
 
@@ -32,3 +34,12 @@ def test_a_dataset_with_another_catalogue_is_refused(run_folder, tmp_path):
     Dataset("other", ["u"], Catalogue(["a"], ["a"]), one, one, np.array([0, 1])).save(tmp_path)
     with pytest.raises(DataError, match=r"expected the catalogue of .*, got another; train on this dataset"):
         load_material(run_folder, tmp_path, tmp_path)
+
+
+def test_another_family_is_replayed_and_not_benchmarked(dataset_folder, tmp_path):
+    dataset = Dataset.load(dataset_folder)
+    config = ModelConfig(num_items=len(dataset.catalogue.ids), dim=16, family="gru")
+    save_run(tmp_path, build_network(config), config, dataset.catalogue, {})
+    with pytest.raises(CheckpointError, match="family: expected transformer, the one that is measured here, got gru"):
+        load_material(tmp_path, dataset_folder, tmp_path)
+    assert load_material(tmp_path, dataset_folder, tmp_path, any_family=True).network.config == config
