@@ -173,7 +173,7 @@ def test_the_scan_keeps_to_the_masks(case):
 def test_a_row_whose_list_does_not_hold_its_best_goes_through_brute_force(change):
     case = TopkCase(2, 9001, 16, 10)
     items = torch.zeros(case.num_items, case.dim)
-    items[:, 0] = torch.arange(case.num_items) // 3
+    items[:, 0] = -(torch.arange(case.num_items) // 3)
     hidden = torch.zeros(case.num_rows, case.dim)
     hidden[0, 0] = 1.0
     hidden[1] = torch.nan  # has no scores, so no threshold and an empty list
@@ -193,7 +193,7 @@ def test_a_row_whose_list_does_not_hold_its_best_goes_through_brute_force(change
 
 @interpreted
 def test_what_a_share_of_the_sample_does_not_keep_is_not_lost():
-    case = TopkCase(1, 9001, 16, 100)
+    case = TopkCase(1, 9001, 16, 16)
     items = torch.zeros(case.num_items, case.dim)
     buffers = poisoned(case, items)
     plan = buffers.plan
@@ -201,7 +201,7 @@ def test_what_a_share_of_the_sample_does_not_keep_is_not_lost():
     drawn = (stratum << plan.shift) + (((stratum * 2654435761) >> 9) & ((1 << plan.shift) - 1))
     best = drawn[stratum % plan.num_tiles % plan.num_shares == 0]  # the whole share of one program
     assert len(best) > plan.kept
-    items[:, 0] = torch.arange(case.num_items)
+    items[:, 0] = -torch.arange(case.num_items)
     items[best, 0] += case.num_items
     hidden = torch.zeros(1, case.dim)
     hidden[0, 0] = 1.0
