@@ -4,9 +4,10 @@
 
 Scores accumulate in float32; no [B, N] tensor exists. Five launches, none of which waits for the host:
 
-1. sample: the best key of each group of a random sample of the items (about 1 % of them),
-2. threshold: for each row a score that, but for a chance of 1e-6, lies below its k-th best,
-3. scan: every item once for up to 64 rows; what reaches a row's threshold joins the row's list,
+1. sample: one item drawn from each stratum of the catalogue; each program keeps the best of its share,
+2. threshold: for each row a score that, but for a chance of 1e-6, lies below its k-th best; the sample's items that
+   reach it start the row's list,
+3. scan: every other item once for up to 64 rows; what reaches a row's threshold joins the row's list,
 4. brute force: only for rows whose list does not hold their k best, which the list itself shows; others leave at once,
 5. best: the k best of each list, sorted.
 
@@ -34,7 +35,6 @@ from longrec.kernels.topk_plan import (
     MAX_DIM,
     MAX_K,
     SAMPLE_WARPS,
-    TILE,
     TopkPlan,
     TopkTile,
     plan_topk,
@@ -61,14 +61,16 @@ class TopkBuffers(NamedTuple):
     Args:
         plan, tile: how a call is cut.
         scores: [B, k] float32. indices: [B, k] int64.
-        peaks: [B, groups of the sample] int64. threshold: [B] int64. count: [B] int32. candidates: [B, capacity] int64.
+        kept: [B, shares of the sample, kept] int64. floor: [B, shares] int64.
+        threshold: [B] int64. count: [B] int32. candidates: [B, capacity] int64.
     """
 
     plan: TopkPlan
     tile: TopkTile
     scores: torch.Tensor
     indices: torch.Tensor
-    peaks: torch.Tensor
+    kept: torch.Tensor
+    floor: torch.Tensor
     threshold: torch.Tensor
     count: torch.Tensor  # type: ignore[assignment]  # hides tuple.count, which nothing calls
     candidates: torch.Tensor
@@ -96,7 +98,8 @@ def allocate_topk(num_rows: int, items: torch.Tensor, k: int, multiprocessors: i
         tile=tile,
         scores=torch.empty(num_rows, k, dtype=torch.float32, device=device),
         indices=torch.empty(num_rows, k, dtype=torch.int64, device=device),
-        peaks=torch.empty(num_rows, plan.num_tiles * plan.groups, dtype=torch.int64, device=device),
+        kept=torch.empty(num_rows, plan.num_shares, plan.kept, dtype=torch.int64, device=device),
+        floor=torch.empty(num_rows, plan.num_shares, dtype=torch.int64, device=device),
         threshold=torch.empty(num_rows, dtype=torch.int64, device=device),
         count=torch.empty(num_rows, dtype=torch.int32, device=device),
         candidates=torch.empty(num_rows, plan.capacity, dtype=torch.int64, device=device),
@@ -141,26 +144,31 @@ def catalogue_topk_triton(
     lists: dict[str, torch.Tensor | None] = {"threshold_ptr": None, "count_ptr": None}
     if not plan.brute:
         lists = {"threshold_ptr": buffers.threshold, "count_ptr": buffers.count}
-        sample_kernel[(triton.cdiv(plan.num_tiles, plan.tiles), row_tiles)](
+        sample = {"kept_ptr": buffers.kept, "floor_ptr": buffers.floor}
+        sample_kernel[(plan.num_shares, row_tiles)](
             **shared,
-            peaks_ptr=buffers.peaks,
+            **sample,
             num_rows=num_rows,
+            shift=plan.shift,
             num_tiles=plan.num_tiles,
             ROWS=tile.rows,
-            TILE=TILE,
-            GROUPS=plan.groups,
-            TILES=plan.tiles,
+            TILE=plan.sample_tile,
+            KEPT=plan.kept,
             PRECISION=tile.precision,
             num_warps=SAMPLE_WARPS,
             num_stages=1,
             maxnreg=MAX_REGISTERS,
         )
         threshold_kernel[(num_rows,)](
-            peaks_ptr=buffers.peaks,
+            **sample,
             **lists,
+            candidates_ptr=buffers.candidates,
+            num_shares=plan.num_shares,
             rank=plan.rank,
-            NUM_GROUPS=plan.num_tiles * plan.groups,
+            SHARES=triton.next_power_of_2(plan.num_shares),
+            KEPT=plan.kept,
             TOP=plan.top_rank,
+            CAPACITY=plan.capacity,
             num_warps=1,
             maxnreg=MAX_REGISTERS,
         )
@@ -169,6 +177,7 @@ def catalogue_topk_triton(
             **lists,
             candidates_ptr=buffers.candidates,
             num_rows=num_rows,
+            shift=plan.shift,
             num_blocks=plan.num_blocks,
             ROWS=tile.rows,
             BLOCK_N=tile.block_n,
@@ -345,7 +354,7 @@ def _shipped_scan(target: int, dtype: str, dim: int, num_rows: int, masked: bool
         kernel="catalogue_topk.scan",
         config=config,
         fn=scan_kernel,
-        signature={**signature, **lists, "num_rows": "i32", "num_blocks": "i32"},
+        signature={**signature, **lists, "num_rows": "i32", "shift": "i32", "num_blocks": "i32"},
         constexprs=constexprs
         | {"ROWS": tile.rows, "BLOCK_N": tile.block_n, "CAPACITY": plan.capacity, "PRECISION": tile.precision},
         num_stages=tile.num_stages,
@@ -354,12 +363,13 @@ def _shipped_scan(target: int, dtype: str, dim: int, num_rows: int, masked: bool
     )
     if not masked:
         return
-    sample = {"ROWS": tile.rows, "TILE": TILE, "GROUPS": plan.groups, "TILES": plan.tiles}
+    sample = {"ROWS": tile.rows, "TILE": plan.sample_tile, "KEPT": plan.kept}
+    integers = dict.fromkeys(("num_rows", "shift", "num_tiles"), "i32")
     yield Shipped(
         kernel="catalogue_topk.sample",
         config=config,
         fn=sample_kernel,
-        signature={**signature, "peaks_ptr": "*i64", "num_rows": "i32", "num_tiles": "i32"},
+        signature={**signature, "kept_ptr": "*i64", "floor_ptr": "*i64", **integers},
         constexprs=constexprs | sample | {"PRECISION": tile.precision},
         num_stages=1,
         **(common | {"num_warps": SAMPLE_WARPS}),
@@ -384,8 +394,21 @@ def _shipped_lists(target: int, k: int) -> Iterator[Shipped]:
         config=f"k{k}",
         fn=threshold_kernel,
         target=target,
-        signature={"peaks_ptr": "*i64", "threshold_ptr": "*i64", "count_ptr": "*i32", "rank": "i32"},
-        constexprs={"NUM_GROUPS": plan.num_tiles * plan.groups, "TOP": plan.top_rank},
+        signature={
+            "kept_ptr": "*i64",
+            "floor_ptr": "*i64",
+            "threshold_ptr": "*i64",
+            "count_ptr": "*i32",
+            "candidates_ptr": "*i64",
+            "num_shares": "i32",
+            "rank": "i32",
+        },
+        constexprs={
+            "SHARES": triton.next_power_of_2(plan.num_shares),
+            "KEPT": plan.kept,
+            "TOP": plan.top_rank,
+            "CAPACITY": plan.capacity,
+        },
         num_warps=1,
         maxnreg=MAX_REGISTERS,
         num_stages=1,

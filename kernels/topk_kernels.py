@@ -81,6 +81,13 @@ def _load_items(items_ptr, item_stride, index, fits, dim: tl.constexpr, BLOCK_D:
 
 
 @triton.jit
+def _drawn_from(stratum, shift):
+    """The item that the sample draws from a stratum of 2^shift items; int64, as the stratum."""
+    # multiplicative hashing (Knuth): no period of the catalogue lines up with it
+    return (stratum << shift) + (((stratum * 2654435761) >> 9) & ((1 << shift) - 1))
+
+
+@triton.jit
 def sample_kernel(
     hidden_ptr,  # [B, d]
     items_ptr,  # [N, d]
@@ -89,71 +96,91 @@ def sample_kernel(
     blocked_ptr,  # [N / 32] int32, or None
     categories_ptr,  # [N], or None
     allowed_ptr,  # [B], or None
-    peaks_ptr,  # out: [B, num_groups] int64
+    kept_ptr,  # out: [B, num_programs, KEPT] int64, in any order
+    floor_ptr,  # out: [B, num_programs] int64
     num_rows,
     num_items,
     hidden_stride,
     item_stride,
-    num_tiles,  # of TILE samples
+    shift,  # a stratum has 2^shift items
+    num_tiles,  # of TILE strata
     DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     ROWS: tl.constexpr,
     TILE: tl.constexpr,
-    GROUPS: tl.constexpr,  # of a tile
-    TILES: tl.constexpr,  # of a program
+    KEPT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """The best key of each group of a sample of the items: one item drawn from each of num_tiles * TILE equal strata.
+    """The KEPT best keys of each program's share of a sample, and a floor that every other key of the share is below.
 
-    Lane l of tile t draws from stratum l * num_tiles + t, so that every group spans the whole catalogue: a category or
-    an age that sits in one stretch of the catalogue meets every group. A group whose best item was seen counts as
-    empty, which can only lower the threshold.
+    Lane l of tile t draws from stratum l * num_tiles + t, and tiles go round the programs, so that every share spans
+    the whole catalogue: the best items may sit in one stretch of it. Seen items leave what is kept, but not the floor.
     """
     rows = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     live = rows < num_rows
     hidden = _load_hidden(hidden_ptr, hidden_stride, rows, live, DIM, BLOCK_D)
-    num_strata = (num_tiles * TILE).to(tl.int64)
-    width = num_items // num_strata
-    for tile in range(tl.program_id(0) * TILES, tl.minimum((tl.program_id(0) + 1) * TILES, num_tiles)):
+    slots = tl.arange(0, KEPT)
+    # empty slots' keys differ, so that the lowest is always one slot, and are below every score's
+    kept = tl.zeros([ROWS, 1], tl.int64) + (slots.to(tl.int64) + EMPTY)[None, :]  # [ROWS, KEPT]
+    floor = tl.min(kept, axis=1)
+    for tile in range(tl.program_id(0), num_tiles, tl.num_programs(0)):
         stratum = tl.arange(0, TILE).to(tl.int64) * num_tiles + tile
-        # multiplicative hashing (Knuth) draws the item within its stratum: no period of the catalogue lines up with it
-        drawn = ((stratum * 2654435761) >> 9) & 0x7FFFFF
-        index = stratum * num_items // num_strata + drawn % width  # [TILE]
-        items = _load_items(items_ptr, item_stride, index, index < num_items, DIM, BLOCK_D)
+        index = _drawn_from(stratum, shift)  # [TILE]
+        fits = stratum < (num_items >> shift)
+        items = _load_items(items_ptr, item_stride, index, fits, DIM, BLOCK_D)
         scores = tl.dot(hidden, items.T, input_precision=PRECISION)  # [ROWS, TILE]
         if blocked_ptr is not None:
-            word = tl.load(blocked_ptr + (index >> 5))
-            scores = tl.where((((word >> (index & 31).to(tl.int32)) & 1) == 0)[None, :], scores, float("-inf"))
+            word = tl.load(blocked_ptr + (index >> 5), mask=fits, other=0)
+            fits = fits & (((word >> (index & 31).to(tl.int32)) & 1) == 0)
+        scores = tl.where(fits[None, :], scores, float("-inf"))
         if categories_ptr is not None:
-            category = tl.load(categories_ptr + index)
+            category = tl.load(categories_ptr + index, mask=fits, other=0)
             mask = tl.load(allowed_ptr + rows, mask=live, other=0)
             scores = tl.where((category[None, :] & mask[:, None]) != 0, scores, float("-inf"))
-        keys = tl.reshape(_pack(scores, index[None, :]), [ROWS, GROUPS, TILE // GROUPS])
-        peaks = tl.max(keys, axis=2)  # [ROWS, GROUPS]
-        if seen_indptr_ptr is not None:
-            seen = _is_seen(seen_indptr_ptr, seen_indices_ptr, rows[:, None], live[:, None], _index_of(peaks))
-            peaks = tl.where(seen, EMPTY, peaks)
-        groups = tile * GROUPS + tl.arange(0, GROUPS)
-        offsets = rows[:, None].to(tl.int64) * (num_tiles * GROUPS) + groups[None, :]
-        tl.store(peaks_ptr + offsets, peaks, mask=live[:, None])
+        keys = _pack(scores, index[None, :])
+        peak = tl.max(keys, axis=1)  # [ROWS]
+        while tl.max((peak > floor).to(tl.int32), axis=0) > 0:
+            lowest = (kept == floor[:, None]) & (peak > floor)[:, None]
+            kept = tl.where(lowest, peak[:, None], kept)
+            floor = tl.min(kept, axis=1)
+            keys = tl.where(keys == peak[:, None], EMPTY, keys)
+            peak = tl.max(keys, axis=1)
+    kept = tl.where(kept < EMPTY + KEPT, EMPTY, kept)
+    share = rows.to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
+    tl.store(floor_ptr + share, tl.min(kept, axis=1), mask=live)
+    if seen_indptr_ptr is not None:
+        seen = _is_seen(seen_indptr_ptr, seen_indices_ptr, rows[:, None], live[:, None], _index_of(kept))
+        kept = tl.where(seen, EMPTY, kept)
+    tl.store(kept_ptr + share[:, None] * KEPT + slots[None, :], kept, mask=live[:, None])
 
 
 @triton.jit
 def threshold_kernel(
-    peaks_ptr,  # [B, NUM_GROUPS] int64
+    kept_ptr,  # [B, num_shares, KEPT] int64
+    floor_ptr,  # [B, num_shares] int64
     threshold_ptr,  # out: [B] int64
-    count_ptr,  # out: [B] int32, zeroed
+    count_ptr,  # out: [B] int32
+    candidates_ptr,  # out: [B, CAPACITY] int64
+    num_shares,  # of the sample: its programs
     rank,  # 1..TOP
-    NUM_GROUPS: tl.constexpr,
+    SHARES: tl.constexpr,  # power of two that holds them
+    KEPT: tl.constexpr,
     TOP: tl.constexpr,
+    CAPACITY: tl.constexpr,
 ):
-    """A row's threshold: the `rank`-th best of its groups' peaks."""
+    """A row's threshold: the `rank`-th best of the sample, but nothing that was not kept; what reaches it starts the
+    row's list."""
     row = tl.program_id(0).to(tl.int64)
-    peaks = tl.load(peaks_ptr + row * NUM_GROUPS + tl.arange(0, NUM_GROUPS))
-    best = tl.topk(peaks, TOP)
-    chosen = tl.max(tl.where(tl.arange(0, TOP) == rank - 1, best, EMPTY), axis=0)
+    places = tl.arange(0, SHARES * KEPT)
+    kept = tl.load(kept_ptr + row * num_shares * KEPT + places, mask=places < num_shares * KEPT, other=EMPTY)
+    shares = tl.arange(0, SHARES)
+    floor = tl.load(floor_ptr + row * num_shares + shares, mask=shares < num_shares, other=EMPTY)
+    chosen = tl.max(tl.where(tl.arange(0, TOP) == rank - 1, tl.topk(kept, TOP), EMPTY), axis=0)
+    chosen = tl.maximum(chosen, tl.max(floor, axis=0))
+    reach = ((kept >= chosen) & (kept > EMPTY)).to(tl.int32)
+    tl.store(candidates_ptr + row * CAPACITY + tl.cumsum(reach, axis=0) - 1, kept, mask=reach != 0)
     tl.store(threshold_ptr + row, chosen)
-    tl.store(count_ptr + row, 0)
+    tl.store(count_ptr + row, tl.sum(reach, axis=0))
 
 
 @triton.jit
@@ -172,6 +199,7 @@ def scan_kernel(
     num_items,
     hidden_stride,
     item_stride,
+    shift,  # of the sample
     num_blocks,  # of BLOCK_N items, for each program
     DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -180,7 +208,8 @@ def scan_kernel(
     CAPACITY: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Every item once for all rows of the tile: keys at or above the row's threshold join its list, in any order."""
+    """Every item but those of the sample, for all rows of the tile: keys at or above the row's threshold join its list,
+    in any order."""
     rows = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     live = rows < num_rows
     begin = tl.program_id(0).to(tl.int64) * num_blocks * BLOCK_N
@@ -201,6 +230,8 @@ def scan_kernel(
     for block in range(num_blocks):
         first = begin + block * BLOCK_N  # int64: items and their bytes pass 2^31
         fits = lanes < num_items - first
+        stratum = (first + lanes) >> shift
+        fits = fits & ((stratum >= (num_items >> shift)) | (first + lanes != _drawn_from(stratum, shift)))
         items = _load_items(items_ptr + first * item_stride, item_stride, lanes, fits, DIM, BLOCK_D)
         scores = tl.dot(hidden, items.T, input_precision=PRECISION)  # [ROWS, BLOCK_N]
         if blocked_ptr is not None:

@@ -1,15 +1,30 @@
 """How `catalogue_topk` cuts its work: sample, threshold, tiles, lists. Host arithmetic; nothing is launched here.
 
-Draw one item from each of s equal strata of the N items. The number of a row's k best among them is at most Poisson in
-spread, with mean k s / N, whatever the order of the catalogue. The r-th best of the sample (of its groups' peaks) lies
+Cut the N items into strata of w = 2^shift neighbours and draw one item from each. Whatever the order of the catalogue,
+the number of a row's k best among the drawn is a sum of independent draws of mean k / w, whose tail is at most that of
+Binomial(k, 1 / w) (Hoeffding 1956, "On the distribution of the number of successes"). The r-th best of the sample lies
 below the k-th best of all, as it must, unless r of the k best were drawn; r is the least that makes this rarer than
-`FAILURE`. The scan then leaves about r N / s candidates a row. A row for which the threshold failed is found out (its
-list is too short) and answered by brute force, so that the plan decides speed and never the answer.
+`FAILURE`. Then about r w items reach the threshold, and are the row's candidates. Each program of the sample keeps the
+few best of its share, and the threshold never falls to what was not kept, so that the scan can leave out what was
+drawn: no item is read twice. A row for which the threshold failed is found out (its list is too short) and answered by
+brute force, so that the plan decides speed and never the answer.
 
-The sample costs s rows of items, the lists 16 bytes a candidate and row and a round of sorting each `CHUNK`; s is the
-power of two with the least sum.
+Bytes, for B <= 64 rows of hidden states and items of e bytes each: N e for the items, and on top of them
+
+    B e a program (it reads the hidden states), 24 a candidate and row (written, read, counted by an atomic),
+    16 (kept + 1) a program of the sample and row; w and the sample's programs are those with the least sum.
+
+No cut of the scan into P programs that read B items or more each moves less than N e + P B e. Say program p reads b_p
+rows and n_p items, in units of e. Every product of a row and an item is made by a program that has read both, so
+
+    sum b_p n_p >= B N,  so  sum n_p >= N + sum (B - b_p) n_p / B >= N + sum (B - b_p),  so  sum (b_p + n_p) >= N + P B.
+
+So P B / N of the items' bytes stands above the least whatever is done: for 64 rows and one program for each of an
+H100's multiprocessors 6.4 % of 2^17 items, 3.2 % of 2^18, 0.8 % of 2^20. Fewer programs would leave multiprocessors
+idle in order to spare reads that the second-level cache answers.
 """
 
+import itertools
 import math
 from functools import lru_cache
 from typing import NamedTuple
@@ -28,7 +43,6 @@ __all__ = [
     "MAX_K",
     "MAX_ROWS",
     "SAMPLE_WARPS",
-    "TILE",
     "TopkPlan",
     "TopkTile",
     "plan_topk",
@@ -45,10 +59,13 @@ BRUTE_STEP = 16  # of the items' width at a time there
 BRUTE_WARPS = 8
 FAILURE = 1e-6  # of the threshold, a row and call
 MAX_RANK = 64
-TILE = 64  # samples a tile
+SAMPLE_TILES = (1, 2, 4, 8)  # that a program of the sample may take, one after the other
+SAMPLE_PROGRAMS = 128  # at most
+KEPT = (8, 16, 32)  # samples that such a program may keep a row
 SAMPLE_WARPS = 8  # drawn items are far apart: a pointer each, and for rows that are not aligned one an element
 CHUNK = 1024  # candidates that a round of the last sort takes
-SAMPLE_PROGRAMS = 64  # at most, since each reads the hidden states of its rows
+SPARE_BYTES = 0.04  # of the items' bytes: up to here fewer bytes are worth nothing, and the time of the sample counts
+CANDIDATE_BYTES = 24  # a key written and read, and the atomic that finds its place
 
 
 class TopkTile(NamedTuple):
@@ -72,8 +89,9 @@ class TopkPlan(NamedTuple):
     Args:
         brute: no sample, no scan; every row by brute force.
         top: power of two that holds k.
-        num_tiles: tiles of the sample. tiles: of them a program. groups: of a tile.
-        rank: of the threshold among the groups' peaks. top_rank: power of two that holds it.
+        shift: a stratum of the sample has 2^shift items. sample_tile: strata a tile. num_tiles: such tiles.
+        num_shares: programs of the sample. kept: of each one's share for a row.
+        rank: of the threshold among the sample. top_rank: power of two that holds it.
         capacity: candidates that a row's list holds.
         num_programs, num_blocks: programs of the scan over the items, and blocks of items each.
         brute_programs, brute_blocks: the same of the brute force, for each row.
@@ -82,9 +100,11 @@ class TopkPlan(NamedTuple):
 
     brute: bool
     top: int
+    shift: int
+    sample_tile: int
     num_tiles: int
-    tiles: int
-    groups: int
+    num_shares: int
+    kept: int
     rank: int
     top_rank: int
     capacity: int
@@ -128,33 +148,39 @@ def plan_topk(
     num_programs = int(min(2 * multiprocessors, max(multiprocessors, 0.016 * num_items / max(1, min(num_rows, 64)))))
     num_blocks = triton.cdiv(triton.cdiv(num_items, tile.block_n), num_programs)
     num_programs = triton.cdiv(triton.cdiv(num_items, tile.block_n), num_blocks)
+    items_bytes = num_items * dim * item_bytes
+    sample_tile = 128 // item_bytes  # float32 is multiplied out of registers: a tile of 64 spills
     best, least = None, math.inf
-    for exponent in range(10, 21):
-        sample = 1 << exponent
-        rank = threshold_rank(k * sample / num_items)
-        if sample > num_items // 4 or rank is None:
-            break
-        groups = min(TILE, max(1, triton.next_power_of_2(4 * rank) * TILE // sample))  # of a tile
-        num_tiles = sample // TILE
-        num_groups = groups * num_tiles
-        drawn = -num_groups * math.log1p(-rank / num_groups)  # samples above the threshold, some of one group
-        candidates = drawn * num_items / sample
-        tiles = triton.cdiv(num_tiles, SAMPLE_PROGRAMS)
-        moved = (sample + num_items) * dim * item_bytes + num_rows * 16 * (num_groups + candidates)
-        moved += (triton.cdiv(num_tiles, tiles) + num_programs) * hidden_bytes
-        # a round of the last sort is worth 1 % of the items: about 1 us of 100 for a million of them
-        cost = moved + math.ceil(1.2 * candidates / CHUNK) * 0.01 * num_items * dim * item_bytes
+    for shift, tiles in itertools.product(range(3, num_items.bit_length() - 10), SAMPLE_TILES):
+        rank = binomial_bound(k, 1 / (1 << shift), FAILURE)
+        num_tiles = triton.cdiv(num_items >> shift, sample_tile)
+        num_shares = triton.cdiv(num_tiles, tiles)
+        # keys of a share that reach the threshold and aren't kept raise it, which fails if they are of the k best
+        most = binomial_bound(k, 1 / (num_shares << shift), FAILURE / num_shares)
+        kept = next((kept for kept in KEPT if most <= kept and rank <= kept * num_shares), None)
+        if kept is None or rank > MAX_RANK or num_shares > SAMPLE_PROGRAMS:
+            continue
+        candidates = rank << shift
+        moved = items_bytes + (num_shares + num_programs) * hidden_bytes
+        moved += num_rows * (CANDIDATE_BYTES * candidates + 16 * (kept + 1) * num_shares)
+        # a round of the last sort takes about 1 us, 1 % of the time for a million items of 128; a tile of the sample is
+        # as long, but worth less here, so that it never costs a small catalogue its bytes
+        rounds = math.ceil(1.2 * candidates / CHUNK)
+        cost = max(moved, (1 + SPARE_BYTES) * items_bytes) + (0.01 * rounds + 0.001 * tiles) * items_bytes
         if cost < least:
             least = cost
+            lists = max(brute_programs * top, num_shares * kept, int(3 * candidates))
             best = TopkPlan(
                 brute=False,
                 top=top,
+                shift=shift,
+                sample_tile=sample_tile,
                 num_tiles=num_tiles,
-                tiles=tiles,
-                groups=groups,
+                num_shares=num_shares,
+                kept=kept,
                 rank=rank,
                 top_rank=max(2, triton.next_power_of_2(rank)),
-                capacity=max(brute_programs * top, triton.next_power_of_2(int(3 * candidates))),
+                capacity=triton.next_power_of_2(lists),
                 num_programs=num_programs,
                 num_blocks=num_blocks,
                 brute_programs=brute_programs,
@@ -166,9 +192,11 @@ def plan_topk(
     return TopkPlan(
         brute=True,
         top=top,
+        shift=0,
+        sample_tile=0,
         num_tiles=0,
-        tiles=0,
-        groups=0,
+        num_shares=0,
+        kept=0,
         rank=0,
         top_rank=1,
         capacity=brute_programs * top,
@@ -180,12 +208,12 @@ def plan_topk(
     )
 
 
-def threshold_rank(mean: float) -> int | None:
-    """The least r with P(Poisson(mean) >= r) <= FAILURE; None above MAX_RANK."""
-    term, below = math.exp(-mean), 0.0
-    for rank in range(1, MAX_RANK + 1):
+def binomial_bound(trials: int, chance: float, failure: float) -> int:
+    """The least r with P(Binomial(trials, chance) >= r) <= failure."""
+    term = below = (1.0 - chance) ** trials
+    rank = 1
+    while 1.0 - below > failure:
+        term *= (trials - rank + 1) / rank * chance / (1.0 - chance)
         below += term
-        if 1.0 - below <= FAILURE:
-            return rank
-        term *= mean / rank
-    return None
+        rank += 1
+    return rank

@@ -166,19 +166,7 @@ def attend(
     if memory is not None:
         past = memory.layer(index)
         with torch.no_grad():
-            kernels.append_memory(
-                q.detach(),
-                k.detach(),
-                v.detach(),
-                events.positions,
-                memory.slots,
-                past.k_pages,
-                past.v_pages,
-                rotary_base=None,
-                k_scale=past.k_scale,
-                v_scale=past.v_scale,
-                validate=False,
-            )
+            memory.append(index, q.detach(), k.detach(), v.detach(), events.positions, rotary_base=None)
         stored = past.k_pages.dtype
         if stored != q.dtype:  # seen as a later event sees them: an answer doesn't depend on what came together
             k, v = kernels.as_stored(k, stored), kernels.as_stored(v, stored)

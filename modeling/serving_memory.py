@@ -48,3 +48,28 @@ class ServingMemory(NamedTuple):
             self.lengths,
             *(None if scale is None else scale[index] for scale in scales),
         )
+
+    def append(
+        self, index: int, q: Tensor, k: Tensor, v: Tensor, positions: Tensor, rotary_base: float | None
+    ) -> tuple[Tensor, Tensor]:
+        """Write the new events' keys and values into layer `index`; q and k, rotated where there is a base.
+
+        Args:
+            q: [T, Hq, D]. k, v: [T, Hkv, D]. positions: [T].
+            rotary_base: of `kernels.append_memory`.
+        """
+        past = self.layer(index)
+        # values aren't checked: who packs batches and pages vouches for them, and on a GPU the host would wait
+        return kernels.append_memory(
+            q,
+            k,
+            v,
+            positions,
+            self.slots,
+            past.k_pages,
+            past.v_pages,
+            rotary_base=rotary_base,
+            k_scale=past.k_scale,
+            v_scale=past.v_scale,
+            validate=False,
+        )

@@ -164,19 +164,7 @@ class Block(nn.Module):
         else:
             past = memory.layer(index)
             q, k, v = qkv.split((heads, kv_heads, kv_heads), dim=1)
-            q, k = kernels.append_memory(
-                q,
-                k,
-                v,
-                positions,
-                memory.slots,
-                past.k_pages,
-                past.v_pages,
-                rotary_base=base,
-                k_scale=past.k_scale,
-                v_scale=past.v_scale,
-                validate=False,
-            )
+            q, k = memory.append(index, q, k, v, positions, base)
             stored = past.k_pages.dtype
             if stored != q.dtype:  # seen as a later event sees them: an answer doesn't depend on what came together
                 k, v = kernels.as_stored(k, stored), kernels.as_stored(v, stored)

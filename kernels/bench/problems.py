@@ -64,13 +64,14 @@ def problems() -> Iterator[Problem]:
             bytes_limit=1.05 if num_tokens > 1 else None,
             subset=num_tokens == 64,
         )
-    for rows, items in ((1, 1 << 17), (16, 1 << 17), (64, 1 << 17), (64, 1 << 19)):
+    for rows, items in ((1, 1 << 17), (16, 1 << 17), (64, 1 << 17), (64, 1 << 18), (64, 1 << 19)):
         yield Problem(
             "catalogue_topk",
             f"B{rows}-N{items}-d128-k100",
             lambda device, r=rows, n=items: _topk_work(r, n, device),  # type: ignore[misc]
             values=True,
-            bytes_limit=1.05,
+            # 64 rows over 2^17 items: a program for each multiprocessor moves 1.064 at least, see `topk_plan`
+            bytes_limit=1.10 if (rows, items) == (64, 1 << 17) else 1.05,
         )
     for users, past in ((1, 256), (16, 511)):
         yield Problem(

@@ -3,11 +3,16 @@
 import numpy as np
 import pytest
 import torch
+import triton
 
 from longrec.errors import ArgumentError
 from longrec.kernels import catalogue_topk
-from longrec.kernels.topk import catalogue_topk_triton
+from longrec.kernels.counting import count_work
+from longrec.kernels.topk import TopkBuffers, allocate_topk, catalogue_topk_triton
 from longrec.kernels.topk_cases import MASKED, SHAPES, TopkCase, expected
+from longrec.kernels.topk_plan import plan_topk, topk_tile
+
+interpreted = pytest.mark.skipif(not triton.knobs.runtime.interpret, reason="kernels are compiled here")
 
 # the interpreter sorts a row's candidates step by step
 SLOW = [
@@ -108,3 +113,117 @@ def test_rows_with_any_stride_read_as_their_contiguous_copies():
         assert torch.equal(a, b)
     assert catalogue_topk(hidden[:0], items, 7)[0].shape == (0, 7)
     assert catalogue_topk(hidden, items[:0], 7)[1].tolist() == [[-1] * 7] * 5
+
+
+def poisoned(case: TopkCase, items: torch.Tensor) -> TopkBuffers:
+    """Buffers with the largest keys, negative counts and NaN in them, as another call may leave memory."""
+    buffers = allocate_topk(case.num_rows, items, case.k)
+    assert not buffers.plan.brute
+    for workspace in (buffers.kept, buffers.floor, buffers.threshold, buffers.candidates):
+        workspace.fill_(torch.iinfo(torch.int64).max)
+    buffers.scores.fill_(torch.nan)
+    for tensor in (buffers.count, buffers.indices):
+        tensor.fill_(-7)
+    return buffers
+
+
+ORDERS = {
+    "shuffled": lambda n: torch.randperm(n, generator=torch.Generator().manual_seed(0)),
+    "ascending": lambda n: torch.arange(n),
+    "pairs": lambda n: torch.arange(n) // 2,
+    "periodic": lambda n: torch.arange(n) % 64,
+}
+
+
+@interpreted
+@pytest.mark.parametrize("order", ORDERS)
+def test_the_scan_is_exact_in_every_order_of_the_catalogue_and_needs_no_brute_force(order):
+    case = TopkCase(3, 9001, 16, 10)
+    items = torch.zeros(case.num_items, case.dim)
+    items[:, 0] = ORDERS[order](case.num_items)
+    hidden = torch.zeros(case.num_rows, case.dim)
+    hidden[:, 0] = torch.tensor([1.0, -1.0, 0.0])  # that order, the reverse, and all equal
+    buffers = poisoned(case, items)
+    scores, indices = catalogue_topk_triton(hidden, items, case.k, buffers=buffers)
+    best, wanted = expected(hidden, items, case.k, {})
+    np.testing.assert_array_equal(scores.numpy(), best)
+    np.testing.assert_array_equal(indices.numpy(), wanted)
+    assert ((buffers.count >= case.k) & (buffers.count <= buffers.plan.capacity)).all()
+
+
+@interpreted
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(TopkCase(17, 8_999, 24, 40, masked=True), marks=pytest.mark.slow),
+        TopkCase(2, 8_200, 16, 256, masked=True),
+    ],
+    ids=lambda case: case.id,
+)
+def test_the_scan_keeps_to_the_masks(case):
+    hidden, items, masks = case.make()
+    scores, indices = catalogue_topk_triton(hidden, items, case.k, **masks, buffers=poisoned(case, items))
+    best, order = expected(hidden, items, case.k, masks)
+    np.testing.assert_array_equal(scores.numpy(), best)
+    np.testing.assert_array_equal(indices.numpy(), order)
+
+
+@interpreted
+@pytest.mark.parametrize("change", [{"rank": 1}, {"capacity": 512}], ids=str)
+def test_a_row_whose_list_does_not_hold_its_best_goes_through_brute_force(change):
+    case = TopkCase(2, 9001, 16, 10)
+    items = torch.zeros(case.num_items, case.dim)
+    items[:, 0] = -(torch.arange(case.num_items) // 3)
+    hidden = torch.zeros(case.num_rows, case.dim)
+    hidden[0, 0] = 1.0
+    hidden[1] = torch.nan  # has no scores, so no threshold and an empty list
+    buffers = poisoned(case, items)
+    if "capacity" in change:  # every item reaches the lowest threshold there is
+        change = {**change, "rank": buffers.plan.top_rank}
+        hidden[0, 0] = 0.0
+        items[:] = 0.0
+        items[0, 0] = 1.0
+    buffers = buffers._replace(plan=buffers.plan._replace(**change))
+    scores, indices = catalogue_topk_triton(hidden, items, case.k, buffers=buffers)
+    best, wanted = expected(hidden[:1], items, case.k, {})
+    np.testing.assert_array_equal(scores[:1].numpy(), best)
+    np.testing.assert_array_equal(indices[:1].numpy(), wanted)
+    assert indices[1].tolist() == [-1] * case.k
+
+
+@interpreted
+def test_what_a_share_of_the_sample_does_not_keep_is_not_lost():
+    case = TopkCase(1, 9001, 16, 16)
+    items = torch.zeros(case.num_items, case.dim)
+    buffers = poisoned(case, items)
+    plan = buffers.plan
+    stratum = torch.arange(case.num_items >> plan.shift)
+    drawn = (stratum << plan.shift) + (((stratum * 2654435761) >> 9) & ((1 << plan.shift) - 1))
+    best = drawn[stratum % plan.num_tiles % plan.num_shares == 0]  # the whole share of one program
+    assert len(best) > plan.kept
+    items[:, 0] = -torch.arange(case.num_items)
+    items[best, 0] += case.num_items
+    hidden = torch.zeros(1, case.dim)
+    hidden[0, 0] = 1.0
+    _, indices = catalogue_topk_triton(hidden, items, case.k, buffers=buffers)
+    np.testing.assert_array_equal(indices.numpy(), expected(hidden, items, case.k, {})[1])
+
+
+@interpreted
+def test_no_item_is_read_twice():
+    case = TopkCase(4, 20_000, 64, 10)
+    generator = torch.Generator().manual_seed(0)
+    hidden, items = (torch.randn(rows, case.dim, generator=generator) for rows in (case.num_rows, case.num_items))
+    buffers = allocate_topk(case.num_rows, items, case.k)
+    with count_work() as count:
+        catalogue_topk_triton(hidden, items, case.k, buffers=buffers)
+    assert count.bytes_moved == pytest.approx(buffers.plan.expected_bytes, rel=0.01)
+    assert count.bytes_moved < 1.1 * items.numel() * 4
+
+
+def test_the_plan_keeps_to_the_bytes_that_are_promised():
+    for num_rows in (1, 16, 64):
+        for num_items in (1 << 18, 1 << 19, 1 << 20, 10_000_000):
+            plan = plan_topk(num_rows, num_items, 128, 2, 100, topk_tile(90, num_rows, 128, 2), 132)
+            assert plan.expected_bytes <= 1.05 * num_items * 256, (num_rows, num_items)
+            assert plan.num_programs >= 120  # a program for each of 132 multiprocessors, but for rounding to tiles
