@@ -7,8 +7,9 @@
 
 Protocol, for all alike: a user's last event is the test event, the one before it validates, the rest is trained on.
 Each is predicted from all of the user's events before it and ranked among the whole catalogue, nothing filtered. The
-validation event chooses the epoch; the test event is looked at once. Ours is the default recipe of `TrainConfig`;
-theirs has RecTools' defaults, full softmax, and our sizes: width 64, 2 blocks, 2 heads, the last 200 events.
+validation event chooses the epoch; the test event is looked at once. Ours is the default recipe of `TrainConfig`, plain
+and with the term of `modeling/repeats.py` in its scores; theirs has RecTools' defaults, full softmax, and our sizes:
+width 64, 2 blocks, 2 heads, the last 200 events.
 
 Then training speed, an epoch of each in turn at equal sizes, and the memory of a step over a million items. A run that
 is finished lies in --work and isn't repeated; so a benchmark that was stopped goes on.
@@ -30,11 +31,15 @@ from qualitybench.speed import alternate
 from rich.console import Console
 from rich.table import Table
 
-from longrec.config import TrainConfig
+from longrec.config import ModelConfig, TrainConfig
 from longrec.datasets import Dataset, Split, fetch, leave_one_out
 
 RESULTS = Path(__file__).parent / "results"
 SPEED_ROUNDS = 2
+OURS: dict[str, dict[str, Any]] = {  # what differs from `ModelConfig`'s defaults
+    "transformer": {},
+    "transformer with repeats": {"repeats": True},
+}
 
 Json = dict[str, Any]
 Job = tuple[str, Json, Callable[[], Record]]  # file, the settings that it is made under, how
@@ -81,7 +86,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--data", type=Path, default=Path("data/ml-100k"), help="dataset folder [data/ml-100k, fetched]"
     )
-    parser.add_argument("--families", nargs="*", default=["transformer"], help="ours")
+    parser.add_argument("--ours", nargs="*", default=list(OURS), choices=OURS, metavar="NETWORK", help=", ".join(OURS))
     parser.add_argument("--rectools-python", type=Path, help="Python of an environment with rectools[torch]")
     parser.add_argument("--rivals", nargs="*", default=list(RIVALS), choices=RIVALS, help="theirs")
     parser.add_argument("--epochs", type=int, default=30, help="most epochs of theirs, the best validated one counts")
@@ -94,11 +99,13 @@ def _options() -> argparse.Namespace:
 
 
 def _ours(options: argparse.Namespace, dataset: Dataset, split: Split) -> Iterator[Job]:
-    for family in options.families:
+    for name in options.ours:
+        model = ModelConfig(num_items=len(dataset.catalogue), **OURS[name])
         for seed in options.seeds:
             config = TrainConfig(seed=seed)
-            settings = {"config": config.model_dump(), "threads": options.threads}
-            yield f"longrec-{family}-{seed}.json", settings, partial(run_ours, dataset, split, family, config)
+            settings = {"model": model.model_dump(), "config": config.model_dump(), "threads": options.threads}
+            file = f"longrec-{name.replace(' ', '-')}-{seed}.json"
+            yield file, settings, partial(run_ours, dataset, split, name, model, config)
 
 
 def _theirs(options: argparse.Namespace, work: Path, version: str) -> Iterator[Job]:

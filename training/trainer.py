@@ -81,12 +81,14 @@ def train(
         world: of a distributed run; every rank calls with the same arguments, and gets the same weights.
 
     Raises:
-        ArgumentError: `model` has another number of items than the catalogue.
+        ArgumentError: `model` has another number of items than the catalogue, or repeats and a loss that samples.
         CheckpointError: `snapshot` is of another run.
         DataError: there is nothing to train or validate on, or the loss is no longer finite.
     """
     if model.num_items != len(dataset.catalogue):
         raise ArgumentError(f"num_items={model.num_items}", f"{len(dataset.catalogue)}, the length of the catalogue")
+    if model.repeats and config.loss != "softmax":
+        raise ArgumentError(f"loss={config.loss}", "softmax with repeats")
     if validated and not len(split.evaluated):
         raise DataError(f"{dataset.name}: expected at least one user with 3 events, to validate on")
     device = torch.device(device)

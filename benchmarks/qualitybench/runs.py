@@ -42,14 +42,13 @@ class Record:
     events: int
 
 
-def run_ours(dataset: Dataset, split: Split, family: str, config: TrainConfig) -> Record:
-    """Our network of `family`, at its default sizes."""
-    model = ModelConfig(num_items=len(dataset.catalogue), family=family)
+def run_ours(dataset: Dataset, split: Split, name: str, model: ModelConfig, config: TrainConfig) -> Record:
+    """Our network of that shape."""
     trained = train(dataset, split, model, config)
     seconds = sum(record["train_seconds"] for record in trained.history)
     curve = [record["validation"][CHOSEN_BY] for record in trained.history if "validation" in record]
     return Record(
-        model=family,
+        model=name,
         source="longrec",
         seed=config.seed,
         test=_metrics(evaluate(trained.network, dataset, split.evaluated, split.test).numpy()),

@@ -9,7 +9,7 @@ from qualitybench import large_catalogue
 from qualitybench.rectools import Rival, check_rectools, write_interactions
 from qualitybench.runs import Record, rows, run_ours, run_rival
 
-from longrec.config import TrainConfig
+from longrec.config import ModelConfig, TrainConfig
 from longrec.datasets import leave_one_out
 from longrec.datasets.synthetic import make_drift
 from longrec.errors import MachineError
@@ -53,7 +53,8 @@ def test_the_validation_event_chooses_the_rivals_epoch() -> None:
 
 def test_ours_is_the_recipe_on_the_same_split() -> None:
     data = make_drift(40, 1000, num_items=60)
-    found = run_ours(data, leave_one_out(data), "transformer", TrainConfig(epochs=2, seed=3))
+    model = ModelConfig(num_items=60, dim=16, num_layers=1)
+    found = run_ours(data, leave_one_out(data), "small", model, TrainConfig(epochs=2, seed=3))
     assert (found.source, found.seed, found.epochs, len(found.curve)) == ("longrec", 3, 2, 1)
     assert 0.0 <= found.test["ndcg@10"] <= found.test["hr@10"] <= 1.0
     assert found.events == 2 * (1000 - 3 * 40)
