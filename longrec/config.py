@@ -38,7 +38,7 @@ class ModelConfig(_Config):
         num_gap_buckets: log2 buckets of the seconds since the previous event.
         horizon: steps that seq2seq emits.
         repeats: whether an item's score has a learned term for having stood among the newest events, by how long ago
-            (`modeling/repeats.py`). Not bert4rec, seq2seq; not served yet.
+            (`modeling/repeats.py`). Not bert4rec, seq2seq.
     """
 
     num_items: Positive

@@ -46,7 +46,10 @@ class Events(NamedTuple):
         """The events of users `start` to `stop`, exclusive, or to the last."""
         cu_seqlens = self.cu_seqlens[start : stop + 1]
         rows = slice(int(cu_seqlens[0]), int(cu_seqlens[-1]))
-        return Events(*(field[rows] for field in self[:4]), cu_seqlens - cu_seqlens[0])
+        items, gaps, seconds, positions = (
+            field[rows] for field in (self.items, self.gaps, self.seconds, self.positions)
+        )
+        return Events(items, gaps, seconds, positions, cu_seqlens - cu_seqlens[0])
 
     def take(self, rows: Tensor, counts: Tensor) -> "Events":
         """The events at `rows`, of which user b has the next `counts[b]`."""

@@ -59,7 +59,7 @@ def _growth(
     following = torch.where(known, next_occurrences(events), rows)  # an unknown item is seen at no time
     parts = []
     for (length, pieces), *fields in zip(
-        runs, *(x.split(sizes) for x in (states, seen, lse, events.items, targets, following, rows)), strict=True
+        runs, *(torch.split(x, sizes) for x in (states, seen, lse, events.items, targets, following, rows)), strict=True
     ):
         h, e, total, item, target, until, row = (x.unflatten(0, (pieces, length)) for x in fields)
         age = torch.arange(length, device=row.device)[:, None] - torch.arange(length, device=row.device)  # [L, L]
