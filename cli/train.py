@@ -59,6 +59,14 @@ def train(
     layers: Annotated[int | None, _option("num_layers", "Blocks of the network.")] = None,
     window: Annotated[int | None, _option("window", "Events that a layer looks back, its own included.")] = None,
     horizon: Annotated[int | None, _option("horizon", "Steps that seq2seq emits.")] = None,
+    repeats: Annotated[
+        bool | None,
+        typer.Option(
+            "--repeats/--no-repeats",
+            help="Learn how much an item's having been there lately counts.",
+            show_default="where family and loss can",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print figures as JSON instead of a table.")] = False,
 ) -> None:
     """Train a network on a dataset's histories, and keep the weights that rank the validation events best.
@@ -93,6 +101,7 @@ def train(
         "num_layers": layers,
         "window": window,
         "horizon": horizon,
+        "repeats": repeats,
     }
     chosen = sort_settings(given, settings or ())
     if config:
@@ -109,11 +118,17 @@ def train(
 def _whole(chosen: "Settings", begin: Path | None) -> dict[str, Any]:
     """The settings as they are checked and recorded; the shape is that of the run to begin with, if there is one."""
     from longrec.checkpoint import load_checkpoint
+    from longrec.training.settings import learns_repeats
 
     shape = load_checkpoint(begin).config.model_dump() if begin else {}
     model = {**shape, **chosen.model}
     model.pop("num_items", None)  # the dataset says
     train_config = parse_config(TrainConfig, chosen.train, "longrec train")
+    if begin is None:
+        model.setdefault(
+            "repeats",
+            learns_repeats(model.get("family", ModelConfig.model_fields["family"].default), train_config.loss),
+        )
     return {"model": model, "train": train_config.model_dump()}
 
 

@@ -37,6 +37,8 @@ class ModelConfig(_Config):
         rotary_base: base of the rotary frequencies, and of transformer_xl's sinusoids.
         num_gap_buckets: log2 buckets of the seconds since the previous event.
         horizon: steps that seq2seq emits.
+        repeats: whether an item's score has a learned term for having stood among the newest events, by how long ago
+            (`modeling/repeats.py`). Not bert4rec, seq2seq.
     """
 
     num_items: Positive
@@ -50,6 +52,7 @@ class ModelConfig(_Config):
     rotary_base: Annotated[float, Field(gt=1.0)] = 10_000.0
     num_gap_buckets: Annotated[int, Field(ge=2)] = 32
     horizon: Positive = 2
+    repeats: bool = False
 
     @property
     def head_dim(self) -> int:
@@ -79,6 +82,8 @@ class ModelConfig(_Config):
             raise ValueError(
                 f"num_kv_heads: expected a divisor of num_heads ({self.num_heads}), got {self.num_kv_heads}"
             )
+        if self.repeats and self.family in ("bert4rec", "seq2seq"):
+            raise ValueError(f"repeats: expected false for family {self.family}, got true")
         return self
 
 

@@ -42,6 +42,15 @@ class Events(NamedTuple):
         device = self.cu_seqlens.device
         return torch.repeat_interleave(torch.arange(self.num_users, device=device), self.counts)
 
+    def of_users(self, start: int, stop: int) -> "Events":
+        """The events of users `start` to `stop`, exclusive, or to the last."""
+        cu_seqlens = self.cu_seqlens[start : stop + 1]
+        rows = slice(int(cu_seqlens[0]), int(cu_seqlens[-1]))
+        items, gaps, seconds, positions = (
+            field[rows] for field in (self.items, self.gaps, self.seconds, self.positions)
+        )
+        return Events(items, gaps, seconds, positions, cu_seqlens - cu_seqlens[0])
+
     def take(self, rows: Tensor, counts: Tensor) -> "Events":
         """The events at `rows`, of which user b has the next `counts[b]`."""
         return Events(self.items[rows], self.gaps[rows], self.seconds[rows], self.positions[rows], _offsets(counts))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from longrec.config import ModelConfig
 from longrec.modeling.events import Events
 from longrec.modeling.layers import INIT_STD, Dropout
+from longrec.modeling.repeats import Repeats
 
 __all__ = ["Memory", "MemoryKind", "Network", "Objective"]
 
@@ -40,6 +41,7 @@ class Network(nn.Module, ABC):
         objective: what it is trained for: the item after each event, masked items, or the next steps.
         memory_has_seconds: whether the memory must hold its events' times (`ServingMemory.seconds`).
         recurrent: whether training runs whole histories segment by segment, each over the memory of those before it.
+        repeats: the term of repeated items in the scores; None: there is none.
         start: [dim], the hidden state that stands before a user's first event: `scores(start)` rank the first item.
     """
 
@@ -55,6 +57,7 @@ class Network(nn.Module, ABC):
         self.gaps = nn.Embedding(config.num_gap_buckets, config.dim)
         self.start = nn.Parameter(torch.empty(config.dim))
         self.dropout = Dropout(dropout)
+        self.repeats = Repeats(config.dim, config.reach or config.window) if config.repeats else None
 
     def reset_parameters(self) -> None:
         """Draw the weights anew, from torch's default generator."""
@@ -63,6 +66,8 @@ class Network(nn.Module, ABC):
                 nn.init.normal_(weight, std=INIT_STD)
             else:
                 nn.init.ones_(weight)
+        if self.repeats:
+            nn.init.zeros_(self.repeats.table)
 
     @property
     def item_table(self) -> Tensor:
@@ -72,6 +77,14 @@ class Network(nn.Module, ABC):
     def scores(self, hidden: Tensor) -> Tensor:
         """[..., dim] -> [..., num_items]: the logits of the next item."""
         return hidden @ self.item_table.T
+
+    def scores_after(self, hidden: Tensor, events: Events) -> Tensor:
+        """[B, dim], the states after each user's last event -> [B, num_items]: `scores`, and the term of repeats."""
+        scores = self.scores(hidden)
+        if self.repeats:
+            users, items, terms = self.repeats.after(events, self.config.num_items)
+            scores[users, items] += terms.to(scores.dtype)
+        return scores
 
     def embed(self, events: Events) -> Tensor:
         """[T, dim]: item and gap of each event."""

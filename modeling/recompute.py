@@ -37,4 +37,9 @@ def recompute_scores(
         )
         events = Events(*(torch.from_numpy(array).to(device) for array in inputs))
         hidden = torch.cat((hidden, network.states(events)))
-    return network.scores(hidden[torch.from_numpy(after).to(device)]).cpu().numpy()
+    wanted = hidden[torch.from_numpy(after).to(device)]
+    if network.repeats is None or not len(items):
+        return network.scores(wanted).cpu().numpy()
+    rows = np.concatenate([np.arange(end) for end in after])
+    past = events.take(torch.from_numpy(rows).to(device), torch.from_numpy(after).to(device))
+    return network.scores_after(wanted, past).cpu().numpy()

@@ -74,7 +74,7 @@ class Engine:
         rules: Rules | None = None,
     ) -> None:
         self.network, self.log, self.config, self.rules = network, log, config, rules
-        ranker = Ranker(network.item_table.detach(), rules)
+        ranker = Ranker(network.item_table.detach(), rules, network.repeats)
         self._memory, rollouts = self._make_kind(ranker, decode_batches)
         self._predictor = Predictor(network, log, self._memory, rollouts, ranker, config)
         self._deferred = DeferredWork(min(MAX_SERVED, self._memory.capacity))

@@ -64,11 +64,17 @@ class Predictor:
         """
         queries = [entry.query for entry in entries]
         left_out: dict[int, NDArray[np.int64]] = {}
+        seen: dict[int, NDArray[np.int64]] = {}
         explained: list[int] = []
         rolled: list[int] = []
         failed: dict[int, LongrecError] = {}
         for number, query in enumerate(queries):
             settings = query.settings
+            if self._ranker.num_seen:
+                try:
+                    seen[number] = self._newest(query, entries[number].after, self._ranker.num_seen)[:, 0]
+                except LongrecError as error:
+                    failed[number] = error
             if settings is DEFAULTS:
                 continue
             if settings.exclude_seen or settings.exclude:
@@ -81,13 +87,16 @@ class Predictor:
             elif settings.explain:
                 explained.append(number)
         if not rolled and not failed:
-            ranked = self._ranker.rank(hidden, queries, left_out)
+            ranked = self._ranker.rank(hidden, queries, left_out, seen)
         else:
             ranked = [NO_ITEMS] * len(queries)
             plain = [number for number in range(len(queries)) if number not in failed and number not in rolled]
             if plain:
-                own = {at: left_out[number] for at, number in enumerate(plain) if number in left_out}
-                found = self._ranker.rank(hidden[plain], [queries[number] for number in plain], own)
+                own, met = (
+                    {at: items[number] for at, number in enumerate(plain) if number in items}
+                    for items in (left_out, seen)
+                )
+                found = self._ranker.rank(hidden[plain], [queries[number] for number in plain], own, met)
                 for number, each in zip(plain, found, strict=True):
                     ranked[number] = each
         answers = [
@@ -103,7 +112,7 @@ class Predictor:
             self._explain(explained[:MAX_EXPLAINED], entries, answers, failed)
         rolled = [number for number in rolled if number not in failed]
         if rolled:
-            self._begin_rollouts(rolled, entries, left_out, waiting, failed)
+            self._begin_rollouts(rolled, entries, left_out, seen, waiting, failed)
         for number, reason in failed.items():
             answers[number] = Answer.failed(reason)
         return (
@@ -182,6 +191,7 @@ class Predictor:
         numbers: list[int],
         entries: Sequence[Entry],
         left_out: dict[int, NDArray[np.int64]],
+        seen: dict[int, NDArray[np.int64]],
         waiting: list[int],
         failed: dict[int, LongrecError],
     ) -> None:
@@ -202,7 +212,9 @@ class Predictor:
                 failed[number] = error
                 waiting.pop()
             else:
-                self._rollouts.begin(Root(entry.query, entry.after, gap_ms, left_out.get(number), newest))
+                self._rollouts.begin(
+                    Root(entry.query, entry.after, gap_ms, left_out.get(number), newest, seen.get(number))
+                )
 
 
 def _rolled_out(found: RolledOut | LongrecError) -> Answer:

@@ -49,7 +49,7 @@ class RecomputeEngine(Engine):
     def _make_kind(self, ranker: Ranker, decode_batches: Sequence[int] | None) -> Kind:
         network, log = self.network, self.log
         paths = WindowPaths(network, FieldReader(log, network.config.reach))
-        return Kind(Recompute(network, log), Rollouts(network, paths, ranker, None))
+        return Kind(Recompute(network, log), Rollouts(paths, ranker, None))
 
 
 class Recompute(Windows):

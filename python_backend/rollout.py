@@ -14,13 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longrec.errors import DataError, LongrecError, MachineError
-from longrec.modeling.network import Network
 from longrec.protocol import NO_ITEM
 from longrec.python_backend.explain import NO_POSITION, Explainer
 from longrec.python_backend.memory_pool import NO_ROW
 from longrec.python_backend.paths import Paths
 from longrec.python_backend.query import Query
-from longrec.python_backend.ranking import Ranker, log_partition
+from longrec.python_backend.ranking import Ranker
 
 __all__ = ["RolledOut", "Rollouts", "Root"]
 
@@ -37,6 +36,7 @@ class Root(NamedTuple):
         gap_ms: milliseconds from one predicted event to the next.
         left_out: items that it must not get, or None.
         newest: item and gap bucket of event length - 1, for explanations; void where `explain` or length is 0.
+        seen: items of the user's newest events, oldest first, as `Ranker` takes them; None: they don't count.
     """
 
     query: Query
@@ -44,6 +44,7 @@ class Root(NamedTuple):
     gap_ms: int
     left_out: Ints | None
     newest: tuple[int, int]
+    seen: Ints | None = None
 
 
 class RolledOut(NamedTuple):
@@ -105,14 +106,12 @@ class Rollouts:
     them, none goes on, and fewer are under way from then on until some have ended.
 
     Args:
-        network: in evaluation mode.
         kept: where paths are kept.
         ranker: of the catalogue. explainer: of the items; None: nobody may ask.
     """
 
-    def __init__(self, network: Network, kept: Paths, ranker: Ranker, explainer: Explainer | None) -> None:
-        self._network, self._kept = network, kept
-        self._ranker, self._explainer = ranker, explainer
+    def __init__(self, kept: Paths, ranker: Ranker, explainer: Explainer | None) -> None:
+        self._kept, self._ranker, self._explainer = kept, ranker, explainer
         self._running: dict[bytes, _Rollout] = {}
         self._max_paths = MAX_PATHS
 
@@ -218,11 +217,12 @@ class Rollouts:
         settings = [rollout.root.query.settings for rollout in owners]
         most = max(max(each.k, each.beam) for each in settings)
         left_out = [_left_out(rollout.root, path) for rollout, path in zip(owners, paths, strict=True)]
-        found = self._ranker.top(hidden, most, left_out, [each.allowed for each in settings])
+        seen = [_seen(rollout.root, path) for rollout, path in zip(owners, paths, strict=True)]
+        found = self._ranker.top(hidden, most, left_out, [each.allowed for each in settings], seen)
         scores, items = (each.cpu().numpy() for each in found)
         totals = np.zeros(len(paths))
         if any(each.beam > 1 or each.probability for each in settings):
-            totals = log_partition(hidden, self._network.item_table).double().cpu().numpy()
+            totals = self._ranker.totals(hidden, seen)
         for at, path in enumerate(paths):
             count = max(settings[at].k, settings[at].beam)
             path.items, path.scores, path.log_total = items[at, :count], scores[at, :count], float(totals[at])
@@ -300,11 +300,21 @@ def _left_out(root: Root, path: _Path) -> Ints | None:
     """Items that the next step may not choose: the root's, and the path's own if seen ones are excluded."""
     if not root.query.settings.exclude_seen:
         return root.left_out
+    return np.concatenate(([] if root.left_out is None else root.left_out, _items(path))).astype(np.int64)
+
+
+def _seen(root: Root, path: _Path) -> Ints | None:
+    """`Root.seen` and the path's items."""
+    return None if root.seen is None else np.concatenate((root.seen, _items(path)))
+
+
+def _items(path: _Path) -> Ints:
+    """Of a path, the first one first."""
     own: list[int] = []
     while path.parent is not None:
         own.append(_last_item(path))
         path = path.parent
-    return np.concatenate(([] if root.left_out is None else root.left_out, own)).astype(np.int64)
+    return np.array(own[::-1], np.int64)
 
 
 def _collect(root: Root, path: _Path) -> RolledOut:

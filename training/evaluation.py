@@ -77,20 +77,27 @@ def answer(network: Network, dataset: Dataset, users: NDArray[np.int64], rows: N
     ranks = np.empty(len(rows), dtype=np.int64)
     lists = np.empty((len(rows), k), dtype=np.int64)
     at_once = max(1, SCORE_ELEMENTS // network.config.num_items)
-    for chosen, states in _states(network, dataset, users, rows):
+    for chosen, events in _pasts(network, dataset, users, rows):
+        states = network.last_states(events)
         targets = torch.from_numpy(dataset.items[rows[chosen]]).to(states.device)
         for first in range(0, len(chosen), at_once):
             part = slice(first, first + at_once)
-            ranks[chosen[part]] = rank_targets(network.scores(states[part]), targets[part]).cpu().numpy()
-            if k:
+            scores = network.scores_after(states[part], events.of_users(first, first + at_once))
+            ranks[chosen[part]] = rank_targets(scores, targets[part]).cpu().numpy()
+            if k and network.repeats:  # the kernel knows inner products alone
+                best = scores.sort(dim=1, descending=True, stable=True).indices[:, :k].cpu().numpy()
+                lists[chosen[part]] = -1
+                lists[chosen[part], : best.shape[1]] = best
+            elif k:
                 lists[chosen[part]] = kernels.catalogue_topk(states[part], network.item_table, k)[1].cpu().numpy()
     return Answers(ranks, lists)
 
 
-def _states(
+def _pasts(
     network: Network, dataset: Dataset, users: NDArray[np.int64], rows: NDArray[np.int64]
-) -> Iterator[tuple[NDArray[np.int64], torch.Tensor]]:
-    """Places in `rows` [C] and the states [C, dim] after all events before those rows, every place once."""
+) -> Iterator[tuple[NDArray[np.int64], Events]]:
+    """Places in `rows` [C] and, of as many users, all events before those rows that the network sees; every place
+    once."""
     device = network.item_table.device
     table = EventTable(dataset, network.config.num_gap_buckets)
     reach = network.config.reach
@@ -103,7 +110,7 @@ def _states(
         inputs = np.repeat(begins[chosen] - cu_seqlens[:-1], lengths) + np.arange(cu_seqlens[-1])
         positions = inputs - np.repeat(dataset.indptr[users[chosen]], lengths)
         events = table.at(inputs, positions, cu_seqlens.astype(np.int32))
-        yield chosen, network.last_states(Events(*(field.to(device) for field in events)))
+        yield chosen, Events(*(field.to(device) for field in events))
 
 
 def _batches(lengths: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:

@@ -13,6 +13,7 @@ from longrec.modeling.network import Objective as Name
 from longrec.modeling.seq2seq import Seq2Seq
 from longrec.training.examples import Examples
 from longrec.training.losses import item_loss
+from longrec.training.repeats import repeat_loss
 
 __all__ = ["Objective", "Term"]
 
@@ -51,7 +52,7 @@ class Objective(nn.Module):
         network = self.network
         if network.recurrent:
             hidden, memory = network.step(examples.events, memory)
-            return _items(network, hidden, examples.targets, examples, self.config), memory
+            return _next(network, hidden, examples, self.config), memory
         return _TERMS[network.objective](network, examples, self.config), None
 
 
@@ -65,7 +66,17 @@ def _items(network: Network, hidden: Tensor, targets: Tensor, examples: Examples
 
 def _next_item(network: Network, examples: Examples, config: TrainConfig) -> Terms:
     """The item after each event."""
-    return _items(network, network.states(examples.events), examples.targets, examples, config)
+    return _next(network, network.states(examples.events), examples, config)
+
+
+def _next(network: Network, hidden: Tensor, examples: Examples, config: TrainConfig) -> Terms:
+    """The item after each event, whose states are `hidden`, and the first items."""
+    if network.repeats is None:
+        return _items(network, hidden, examples.targets, examples, config)
+    first = examples.first
+    states, targets = torch.cat((hidden, network.start.expand(len(first), -1))), torch.cat((examples.targets, first))
+    loss = repeat_loss(network.repeats, states, network.item_table, examples.events, targets, config.label_smoothing)
+    return {"item": Term(loss, len(targets))}
 
 
 def _masked_item(network: Network, examples: Examples, config: TrainConfig) -> Terms:

@@ -39,8 +39,9 @@ class Trained:
     Args:
         network: with the weights of the best validated epoch, in evaluation mode, on the CPU.
         best_epoch: from 1.
-        history: a JSON-able record an epoch: epoch, loss, learning_rate, events_per_second, seconds since the start,
-            and where it was validated `validation` with the metrics.
+        history: a JSON-able record an epoch: epoch, loss, learning_rate, events_per_second, train_seconds and
+            cpu_seconds of the epoch without its validation, seconds since the start, and where it was validated
+            `validation` with the metrics.
         seconds: the whole run, validation included.
         events_per_second: events through forward and backward per second of training alone.
     """
@@ -80,12 +81,14 @@ def train(
         world: of a distributed run; every rank calls with the same arguments, and gets the same weights.
 
     Raises:
-        ArgumentError: `model` has another number of items than the catalogue.
+        ArgumentError: `model` has another number of items than the catalogue, or repeats and a loss that samples.
         CheckpointError: `snapshot` is of another run.
         DataError: there is nothing to train or validate on, or the loss is no longer finite.
     """
     if model.num_items != len(dataset.catalogue):
         raise ArgumentError(f"num_items={model.num_items}", f"{len(dataset.catalogue)}, the length of the catalogue")
+    if model.repeats and config.loss != "softmax":
+        raise ArgumentError(f"loss={config.loss}", "softmax with repeats")
     if validated and not len(split.evaluated):
         raise DataError(f"{dataset.name}: expected at least one user with 3 events, to validate on")
     device = torch.device(device)
@@ -142,7 +145,7 @@ class _Run:
 
     def epoch(self, progress: Progress) -> dict[str, Any]:
         """One pass; its record."""
-        began, budget = time.perf_counter(), progress.budget
+        began, cpu_began, budget = time.perf_counter(), time.process_time(), progress.budget
         batches = self.batches(np.random.default_rng([self.config.seed, budget.done]))
         self.network.train()
         total, rate = 0.0, 0.0
@@ -164,6 +167,8 @@ class _Run:
             "loss": total / len(batches),
             "learning_rate": rate,
             "events_per_second": events / seconds,
+            "train_seconds": seconds,
+            "cpu_seconds": time.process_time() - cpu_began,
         }
 
     def batches(self, rng: np.random.Generator) -> list[Batch]:

@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
+from longrec.checkpoint import load_checkpoint
 from longrec.cli.data import data_app
 from longrec.cli.train import train
 from longrec.errors import ArgumentError
@@ -139,3 +140,15 @@ def test_torchrun_trains_one_network(dataset: Path, tmp_path: Path) -> None:
     one, two = (load_file(tmp_path / name / "weights.safetensors") for name in ("one", "two"))
     for name, expected in one.items():
         assert two[name] == pytest.approx(expected, abs=1e-6), name
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [((), True), (("--no-repeats",), False), (("--loss", "bce"), False), (("--family", "bert4rec"), False)],
+    ids=str,
+)
+def test_repeats_are_learned_where_that_can_be(
+    tmp_path: Path, dataset: Path, options: tuple[str, ...], expected: bool
+) -> None:
+    longrec("train", dataset, "--out", tmp_path / "run", *SMALL, "--epochs", 1, *options)
+    assert load_checkpoint(tmp_path / "run").config.repeats is expected

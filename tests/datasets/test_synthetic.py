@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from longrec.datasets import Dataset, leave_one_out
-from longrec.datasets.synthetic import make_drift, make_long_range, make_purchases
+from longrec.datasets.synthetic import make_drift, make_long_range, make_purchases, make_recall
 from longrec.errors import ArgumentError
 
 
@@ -18,6 +18,7 @@ def test_a_seed_gives_the_same_data(seed: int, tmp_path) -> None:
         lambda s: make_long_range(5, 16, seed=s),
         lambda s: make_purchases(5, 9, seed=s),
         lambda s: make_drift(20, 500, num_items=60, num_categories=6, seed=s),
+        lambda s: make_recall(np.array([4, 9, 30]), seed=s),
     )
     for number, make in enumerate(makers):
         first, again, other = make(seed), make(seed), make(seed + 7)
@@ -42,6 +43,20 @@ def test_one_event_far_back_decides_and_what_is_nearer_does_not() -> None:
         assert best < 1 / num_items + 0.04, back
     lengths = np.diff(data.indptr)
     assert 1.5 * distance < lengths.min() < lengths.max() < 2 * distance
+
+
+def test_what_is_asked_for_was_shown_once_and_at_its_distance() -> None:
+    distances = np.repeat([2, 5, 40], 300)
+    data = make_recall(distances, num_values=4, num_fillers=3)
+    question, values = 7, set[int]()
+    for distance, history in zip(distances, histories(data), strict=True):
+        assert history[-2] == question
+        shown = np.flatnonzero(history < 4)
+        assert shown.tolist() == [len(history) - 1 - distance, len(history) - 1]
+        assert history[shown[0]] == history[-1]
+        values.add(int(history[-1]))
+    assert values == {0, 1, 2, 3}
+    assert len({len(history) for history in histories(data)[:300]}) == 17  # the place in the history tells nothing
 
 
 def test_purchases_have_a_rhythm_under_the_noise() -> None:
@@ -75,6 +90,8 @@ def test_drift_has_popular_items_repeats_and_exactly_as_many_events() -> None:
 def test_sizes_that_can_not_be_made_are_refused() -> None:
     with pytest.raises(ArgumentError, match="at least 1, 8 and 2"):
         make_long_range(1, 7)
+    with pytest.raises(ArgumentError, match="of 2 or more each"):
+        make_recall(np.array([5, 1]))
     with pytest.raises(ArgumentError, match="at least 3, 0 to"):
         make_purchases(1, 5, noise=0.7)
     with pytest.raises(ArgumentError, match=r"events >= 3 \* users"):

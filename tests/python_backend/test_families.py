@@ -22,11 +22,13 @@ from longrec.python_backend.settings import Settings
 NUM_ITEMS, WINDOW, HORIZON = 61, 11, 4
 TOLERANCE = 1e-4
 NO_EVENTS = np.empty((0, 2), np.int64)
-IDS = list(FAMILIES)
+REPEATS = ("transformer repeats", "gru repeats")  # with a term for items seen lately
+IDS = [*FAMILIES, *REPEATS]
 
 
-def make_network(family: str) -> Network:
+def make_network(name: str) -> Network:
     torch.manual_seed(4)
+    family, *repeats = name.split()
     config = ModelConfig(
         num_items=NUM_ITEMS,
         family=family,
@@ -36,6 +38,7 @@ def make_network(family: str) -> Network:
         hidden_dim=24,
         window=WINDOW,
         horizon=HORIZON,
+        repeats=bool(repeats),
     )
     network = build_network(config).eval()
     with torch.no_grad():
@@ -48,7 +51,7 @@ def make_network(family: str) -> Network:
 def networks() -> dict[str, tuple[Network, Network]]:
     """Each family's network, and the same in float64."""
     made = {}
-    for family in FAMILIES:
+    for family in IDS:
         network, exact = make_network(family), make_network(family).double()
         exact.load_state_dict(network.state_dict())
         made[family] = network, exact
@@ -115,7 +118,7 @@ def test_streamed_equals_recomputed_over_evictions_and_restarts(networks, open_l
                 assert_ranks(answer, expected_scores(exact, history))
 
 
-@pytest.mark.parametrize("family", [family for family in IDS if FAMILIES[family].memory != "window"])
+@pytest.mark.parametrize("family", [name for name in IDS if FAMILIES[name.split()[0]].memory != "window"])
 def test_memories_are_evicted_and_come_back(networks, open_log, make_history, family):
     """So that the test above means something."""
     network, exact = networks[family]
@@ -263,6 +266,7 @@ def test_what_nobody_set_is_set_to_what_a_family_can_do(networks):
         "transformer",
         "transformer_xl",
         "hstu",
+        "transformer repeats",
     ]
     assert fitted["seq2seq"].max_horizon == HORIZON
     assert fitted["transformer"] == EngineConfig()

@@ -5,9 +5,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from longrec.modeling.repeats import Repeats
 from longrec.protocol import NO_ITEM
 from longrec.python_backend.query import Query
 from longrec.python_backend.ranking import Ranker, log_partition
@@ -17,12 +18,17 @@ from longrec.python_backend.settings import Settings
 NUM_ITEMS, DIM = 40, 3
 TABLE = torch.from_numpy(np.random.default_rng(0).integers(-2, 3, (NUM_ITEMS, DIM)).astype(np.float32))  # many ties
 CATEGORIES = EVERY | np.random.default_rng(1).integers(0, 8, NUM_ITEMS)
+REPEATS = Repeats(dim=1, reach=7)
+REPEATS.table.data = torch.tensor([-3.0, 1, 2, 0, 0, 0, 0, 0])  # newest, 1 or 2 before it, 3 to 6
 BLOCKED = np.random.default_rng(2).random(NUM_ITEMS) < 0.2
 
 
-def expected(state, query, left_out, rules):
+def expected(state, query, left_out, rules, seen):
     """The answer by the book: every item that may be recommended, sorted by falling score, then index."""
     scores = TABLE.double().numpy() @ state
+    ages = {item: age for age, item in reversed(list(enumerate(seen[::-1][:7]))) if item < NUM_ITEMS}
+    for item, age in ages.items():
+        scores[item] += [-3, 1, 1, 2, 2, 2, 2][age]
     pool = range(NUM_ITEMS) if query.candidates is None else {c for c in query.candidates.tolist() if c < NUM_ITEMS}
     allowed = query.settings.allowed or EVERY
     fits = [
@@ -46,25 +52,30 @@ QUERY = st.tuples(
     st.sampled_from([0, 0, 1, 6, 8]),
     st.booleans(),
     st.one_of(st.none(), st.lists(st.integers(-1, NUM_ITEMS + 9), max_size=30)),
+    st.one_of(st.none(), st.lists(st.integers(0, NUM_ITEMS + 2), max_size=10)),
     st.tuples(*[st.integers(-2, 2)] * DIM),
 )
 
 
+@settings(deadline=None)
 @given(st.lists(QUERY, min_size=1, max_size=6), st.booleans())
 def test_any_batch_is_ranked_as_by_the_book(batch, with_rules):
     rules = RuleSet(BLOCKED if with_rules else None, CATEGORIES)
-    ranker = Ranker(TABLE, SimpleNamespace(current=rules))
-    queries, left_out = [], {}
-    for number, (candidates, k, allowed, probability, out, _) in enumerate(batch):
+    ranker = Ranker(TABLE, SimpleNamespace(current=rules), REPEATS)
+    queries, left_out, seen = [], {}, {}
+    for number, (candidates, k, allowed, probability, out, met, _) in enumerate(batch):
         given_items = None if candidates is None else np.array(candidates)
         settings = Settings(k=k, allowed=allowed, probability=probability)
         queries.append(Query(b"u", np.empty((0, 2), np.int64), -1, given_items, k, settings))
         if out is not None:
             left_out[number] = np.array(out, np.int64)
+        if met is not None:
+            seen[number] = np.array(met, np.int64)
     states = np.array([query[-1] for query in batch], np.float32)
-    ranked = ranker.rank(torch.from_numpy(states), queries, left_out)
+    ranked = ranker.rank(torch.from_numpy(states), queries, left_out, seen)
     for number, (items, scores) in enumerate(ranked):
-        best, values = expected(states[number], queries[number], set(left_out.get(number, np.empty(0)).tolist()), rules)
+        out, met = (of.get(number, np.empty(0, np.int64)).tolist() for of in (left_out, seen))
+        best, values = expected(states[number], queries[number], set(out), rules, met)
         assert items.tolist() == best
         assert (items.dtype, scores.dtype) == (np.int64, np.float32)
         np.testing.assert_allclose(scores, values, rtol=1e-5)
