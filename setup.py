@@ -49,7 +49,7 @@ setup(
     packages=packages,
     package_dir=package_dir,
     package_data={"longrec": ["py.typed"]},
-    install_requires=["numpy>=1.26", "pydantic>=2.8", "typer>=0.15", "rich>=13"],
+    install_requires=["numpy>=1.26", "pydantic>=2.8", "typer>=0.15", "rich>=13", "tomli>=2; python_version < '3.11'"],
     extras_require={
         "client": CLIENT,
         "otel": OTEL,

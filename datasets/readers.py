@@ -84,14 +84,14 @@ def read_interactions(
     """
     if time_unit not in TIME_UNITS:
         raise ArgumentError(f"time_unit={time_unit}", "s, ms or us")
-    kind = kind or _format_of(path)
-    frame = _read_columns(path, kind, dict(zip(("user", "item", "time"), columns, strict=True)), MOVIELENS_INTERACTIONS)
+    kind = kind or format_of(path)
+    frame = read_columns(path, kind, dict(zip(("user", "item", "time"), columns, strict=True)), MOVIELENS_INTERACTIONS)
     times = _milliseconds(frame["time"], time_unit).alias("time_ms")
     frame = pl.DataFrame([key_text(frame["user"]), key_text(frame["item"]), times])
     for column, cells in ((columns.user, frame["user"]), (columns.item, frame["item"])):
-        _require(path, kind, column, (cells.str.len_bytes() > 0).fill_null(False), "a value")
+        require(path, kind, column, (cells.str.len_bytes() > 0).fill_null(False), "a value")
     expected = f"a time of the years 1 to 9999 (numbers are in {time_unit})"
-    _require(path, kind, columns.time, frame["time_ms"].is_not_null(), expected)
+    require(path, kind, columns.time, frame["time_ms"].is_not_null(), expected)
     return frame
 
 
@@ -106,12 +106,12 @@ def read_titles(
     Raises:
         ArgumentError, DataError: as `read_interactions`; also an item that is listed twice.
     """
-    kind = kind or _format_of(path)
+    kind = kind or format_of(path)
     wanted = {name: column for name, column in columns._asdict().items() if column is not None}
-    frame = _read_columns(path, kind, wanted, MOVIELENS_TITLES)
+    frame = read_columns(path, kind, wanted, MOVIELENS_TITLES)
     frame = frame.with_columns(key_text(frame["item"]), pl.all().exclude("item").cast(pl.String))
-    _require(path, kind, columns.item, (frame["item"].str.len_bytes() > 0).fill_null(False), "a value")
-    _require(path, kind, columns.item, frame["item"].is_first_distinct(), "an item that no earlier row has")
+    require(path, kind, columns.item, (frame["item"].str.len_bytes() > 0).fill_null(False), "a value")
+    require(path, kind, columns.item, frame["item"].is_first_distinct(), "an item that no earlier row has")
     title = pl.col("title").fill_null(pl.col("item"))
     if "year" in frame.columns:
         title = pl.concat_str(title, pl.format(" ({})", "year").fill_null(""))
@@ -129,19 +129,19 @@ def read_categories(path: Path, item: str, categories: str, *, kind: Format | No
     Raises:
         ArgumentError, DataError: as `read_titles`.
     """
-    kind = kind or _format_of(path)
-    frame = _read_columns(path, kind, {"item": item, "categories": categories}, MOVIELENS_TITLES)
+    kind = kind or format_of(path)
+    frame = read_columns(path, kind, {"item": item, "categories": categories}, MOVIELENS_TITLES)
     if not isinstance(frame.schema["categories"], pl.List):
         cells = pl.col("categories").cast(pl.String)
         frame = frame.with_columns(cells.str.split(" " if kind == "recbole" else "|"))
     frame = frame.with_columns(key_text(frame["item"]), pl.col("categories").cast(pl.List(pl.String)))
-    _require(path, kind, item, (frame["item"].str.len_bytes() > 0).fill_null(False), "a value")
-    _require(path, kind, item, frame["item"].is_first_distinct(), "an item that no earlier row has")
+    require(path, kind, item, (frame["item"].str.len_bytes() > 0).fill_null(False), "a value")
+    require(path, kind, item, frame["item"].is_first_distinct(), "an item that no earlier row has")
     names = {key: [name.strip() for name in cell or () if name and name.strip()] for key, cell in frame.iter_rows()}
     return {key: list(dict.fromkeys(cell)) for key, cell in names.items()}
 
 
-def _format_of(path: Path) -> Format:
+def format_of(path: Path) -> Format:
     if path.suffix.lower() not in FORMATS:
         raise ArgumentError(
             f"format of {path.name}",
@@ -152,7 +152,7 @@ def _format_of(path: Path) -> Format:
     return FORMATS[path.suffix.lower()]
 
 
-def _read_columns(path: Path, kind: Format, wanted: Mapping[str, str], movielens: tuple[str, ...]) -> pl.DataFrame:
+def read_columns(path: Path, kind: Format, wanted: Mapping[str, str], movielens: tuple[str, ...]) -> pl.DataFrame:
     """The columns `wanted` (new name -> name in the file); every one is text unless the file is Parquet."""
     if not path.is_file():
         raise DataError(f"{path}: expected a file, found none")
@@ -227,7 +227,7 @@ def _parse(text: pl.Series) -> pl.Series:
     return dates
 
 
-def _require(path: Path, kind: Format, column: str, fits: pl.Series, expected: str) -> None:
+def require(path: Path, kind: Format, column: str, fits: pl.Series, expected: str) -> None:
     """`DataError` that names the first row where `fits` is false."""
     first = fits.arg_min()
     if first is not None and not fits[first]:

@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from longrec.errors import ArgumentError
+from longrec.parsing import parse_config
 from longrec.protocol import PROTOCOL_VERSION
+from longrec.schema import NO_FEATURES, Schema
 
 __all__ = ["EngineConfig", "Family", "Loss", "ModelConfig", "TrainConfig", "engine_config", "parse_config"]
 
@@ -39,6 +41,7 @@ class ModelConfig(_Config):
         horizon: steps that seq2seq emits.
         repeats: whether an item's score has a learned term for having stood among the newest events, by how long ago
             (`modeling/repeats.py`). Not bert4rec, seq2seq.
+        features: of events and items beside item and time; closed.
     """
 
     num_items: Positive
@@ -53,6 +56,7 @@ class ModelConfig(_Config):
     num_gap_buckets: Annotated[int, Field(ge=2)] = 32
     horizon: Positive = 2
     repeats: bool = False
+    features: Schema = NO_FEATURES
 
     @property
     def head_dim(self) -> int:
@@ -76,6 +80,8 @@ class ModelConfig(_Config):
 
     @model_validator(mode="after")
     def _fits(self) -> "ModelConfig":
+        if not self.features.is_closed:
+            raise ValueError("features: expected a closed schema; `longrec data import --schema` closes one")
         if self.dim % (2 * self.num_heads):
             raise ValueError(f"dim: expected a multiple of 2 * num_heads ({2 * self.num_heads}), got {self.dim}")
         if self.num_heads % self.num_kv_heads:
@@ -104,6 +110,7 @@ class TrainConfig(_Config):
         adversarial: length of the step that makes each item's embedding worst for the loss, in mean lengths of an
             embedding; the loss there is added. 0: none.
         item_dropout: share of the input items that are replaced by the unknown item.
+        hide_own: share of the catalogue that has no own vectors in a step, so that items' features alone can carry one.
         mask_share: share of the items that bert4rec masks.
         loss: over the whole catalogue (softmax), or over the target and sampled negatives (docs/training.md).
         num_negatives: items drawn for a step, of the losses that sample.
@@ -131,6 +138,7 @@ class TrainConfig(_Config):
     dropout: Fraction = 0.3
     adversarial: Annotated[float, Field(ge=0)] = 0.0
     item_dropout: Fraction = 0.05
+    hide_own: Fraction = 0.1
     mask_share: Fraction = 0.2
     loss: Loss = "softmax"
     num_negatives: Positive = 256
@@ -230,23 +238,6 @@ class EngineConfig(_Config):
                 f"{self.flush_milliseconds}"
             )
         return self
-
-
-C = TypeVar("C", bound=BaseModel)
-
-
-def parse_config(kind: type[C], values: dict[str, Any], source: str | Path) -> C:
-    """Values as `kind`; a misfit becomes one `ArgumentError` that names source, field, expected and got."""
-    try:
-        return kind.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"]) or kind.__name__
-        if first["type"] == "extra_forbidden":
-            raise ArgumentError(f"{source}: {field}", f"one of {', '.join(kind.model_fields)}") from None
-        expected = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-        got = "" if isinstance(first["input"], dict) else repr(first["input"])  # a dict: the fields don't fit together
-        raise ArgumentError(f"{source}: {field}", expected, got) from None
 
 
 def engine_config(parameters: Mapping[str, str], source: str | Path) -> EngineConfig:
