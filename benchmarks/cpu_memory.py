@@ -46,7 +46,7 @@ def main() -> None:
     network.eval()
     data = Dataset.load(Path(sys.argv[2]))
     split = leave_one_out(data)
-    gaps = history_gaps(data, network.config.num_gap_buckets)
+    gaps = history_gaps(data, network.config)
     users, rows = split.evaluated, split.test
     first: tuple[float, int] | None = None
     for stored in ("float32", "bfloat16", "float16", "int8"):

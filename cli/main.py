@@ -29,6 +29,9 @@ COMMANDS: Final = {
         "longrec.cli.tune:tune",
         "Search for settings by validation NDCG@10, hopeless trials stopped early; needs the extra `tune`.",
     ),
+    "items": _Entry(
+        "longrec.cli.new_items:items_app", "Change the catalogue of a run, or of a server's model repository."
+    ),
     "evaluate": _Entry(
         "longrec.cli.evaluate:evaluate",
         "Rank each user's last event (test) and the one before it (validation) among the whole catalogue.",

@@ -14,6 +14,7 @@ from longrec.config import Family, Loss, ModelConfig, TrainConfig, parse_config
 from longrec.errors import ArgumentError
 
 if TYPE_CHECKING:
+    from longrec.schema import Schema
     from longrec.training.settings import Settings
 
 __all__ = ["train"]
@@ -67,6 +68,10 @@ def train(
             show_default="where family and loss can",
         ),
     ] = None,
+    features: Annotated[
+        str,
+        typer.Option(help="Features of the dataset's schema to learn from: all, none, or names with commas between."),
+    ] = "none",
     as_json: Annotated[bool, typer.Option("--json", help="Print figures as JSON instead of a table.")] = False,
 ) -> None:
     """Train a network on a dataset's histories, and keep the weights that rank the validation events best.
@@ -110,6 +115,7 @@ def train(
         "dataset": str(dataset),
         "pretrain": pretrain,
         "from": str(begin) if begin else None,
+        "features": features,
         "settings": _whole(chosen, begin),
     }
     _run(out, order, device, as_json, resumed=False)
@@ -154,6 +160,8 @@ def _run(out: Path, order: dict[str, Any], device: str, as_json: bool, *, resume
     config = parse_config(TrainConfig, order["settings"]["train"], "longrec train")
     data = Dataset.load(Path(order["dataset"]))
     shape = {**order["settings"]["model"], "num_items": len(data.catalogue)}
+    if not order["from"]:  # else those of the run to begin with
+        shape["features"] = _features(data.schema, order["features"])
     model = parse_config(ModelConfig, shape, "longrec train")
     initial = carry_over(Path(order["from"]), model, data.catalogue, config.seed) if order["from"] else None
     split = everything(data) if order["pretrain"] else leave_one_out(data)
@@ -206,6 +214,12 @@ def _run(out: Path, order: dict[str, Any], device: str, as_json: bool, *, resume
         typer.echo(json.dumps(figures, indent=2))
     else:
         console.print(_table(figures, out))
+
+
+def _features(schema: "Schema", wanted: str) -> "Schema":
+    if wanted == "all":
+        return schema
+    return schema.pick([] if wanted == "none" else [name.strip() for name in wanted.split(",")])
 
 
 def _table(figures: dict[str, Any], out: Path) -> Table:

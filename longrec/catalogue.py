@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final
 
+from longrec.added_items import AddedItems
 from longrec.errors import CheckpointError
 
 __all__ = ["CATALOGUE", "Catalogue"]
@@ -38,6 +39,11 @@ class Catalogue:
         """External id -> catalogue index."""
         return {item: i for i, item in enumerate(self.ids)}
 
+    def with_items(self, ids: Sequence[str], titles: Sequence[str], categories: Sequence[Sequence[str]]) -> "Catalogue":
+        """These items and then others; the latter have a list of categories each, which may be empty."""
+        own = self.categories or ([()] * len(self) if any(categories) else ())
+        return Catalogue([*self.ids, *ids], [*self.titles, *titles], [*own, *categories] if own else ())
+
     def save(self, path: Path) -> None:
         """Write `path` (Parquet, columns `item`, `title` and, where there are any, `categories`)."""
         import polars as pl
@@ -50,11 +56,20 @@ class Catalogue:
 
     @classmethod
     def load(cls, path: Path) -> "Catalogue":
-        """Read `path`.
+        """Read `path`, and the items that were added beside it since.
 
         Raises:
-            CheckpointError: the file isn't Parquet, lacks a column or repeats an id.
+            CheckpointError: a file isn't Parquet, lacks a column or repeats an id.
         """
+        catalogue = cls.load_own(path)
+        added = AddedItems.frame(path)
+        if added is None:
+            return catalogue
+        return catalogue.with_items(*(added[name].to_list() for name in ("item", "title", "categories")))
+
+    @classmethod
+    def load_own(cls, path: Path) -> "Catalogue":
+        """`load`, without what was added."""
         import polars as pl
 
         try:

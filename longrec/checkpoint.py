@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from longrec.added_items import ADDED_ITEMS, AddedItems
 from longrec.catalogue import CATALOGUE, Catalogue
 from longrec.config import ModelConfig, parse_config
 from longrec.errors import ArgumentError, CheckpointError
@@ -25,10 +26,11 @@ class Checkpoint:
     """What a folder holds.
 
     Args:
-        config: shape of the network.
+        config: shape of the network; `num_items` is that of the training.
         weights: name -> array.
         weights_hash: sha256 of `weights.safetensors`; memories name it.
-        catalogue: the items.
+        catalogue: the items, those that were added since among them.
+        added: the latter, the last of the catalogue.
         training: whatever the trainer recorded (data set, seed, metrics).
     """
 
@@ -36,6 +38,7 @@ class Checkpoint:
     weights: Mapping[str, np.ndarray[Any, Any]]
     weights_hash: str
     catalogue: Catalogue
+    added: AddedItems
     training: Mapping[str, Any]
 
 
@@ -54,7 +57,8 @@ def save_checkpoint(
     from safetensors.numpy import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG).unlink(missing_ok=True)
+    for name in (CONFIG, ADDED_ITEMS):
+        (folder / name).unlink(missing_ok=True)
     save_file({name: np.ascontiguousarray(array) for name, array in weights.items()}, folder / WEIGHTS)
     catalogue.save(folder / CATALOGUE)
     manifest = {
@@ -96,7 +100,10 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         config = parse_config(ModelConfig, model, folder / CONFIG)
     except ArgumentError as error:
         raise CheckpointError(str(error)) from None
-    catalogue = Catalogue.load(folder / CATALOGUE)
+    catalogue = Catalogue.load_own(folder / CATALOGUE)
     if len(catalogue) != config.num_items:
         raise CheckpointError(f"{folder}: expected {config.num_items} items in {CATALOGUE}, got {len(catalogue)}")
-    return Checkpoint(config, load_file(folder / WEIGHTS), hashes[WEIGHTS], catalogue, manifest.get("training", {}))
+    added = AddedItems.load(folder / CATALOGUE, config.dim)
+    catalogue = catalogue.with_items(added.ids, added.titles, added.categories)
+    training = manifest.get("training", {})
+    return Checkpoint(config, load_file(folder / WEIGHTS), hashes[WEIGHTS], catalogue, added, training)

@@ -47,11 +47,16 @@ def load_network(folder: Path) -> tuple[Transformer, Checkpoint]:
             f"{folder}: family: expected transformer, the one that is measured here, got {checkpoint.config.family}; "
             "train with --family transformer"
         )
+    if network.config.features.event:
+        raise CheckpointError(
+            f"{folder}: features: expected none of events, which can't be served so far, got "
+            f"{', '.join(network.config.features.event)}; train with --features and those of items alone"
+        )
     return network, checkpoint
 
 
 def load_run(folder: Path) -> tuple[Network, Checkpoint]:
-    """Read a checkpoint and build its network, in evaluation mode on the CPU.
+    """Read a checkpoint and build its network, in evaluation mode on the CPU, with the items that were added since.
 
     Raises:
         CheckpointError: as `longrec.checkpoint.load_checkpoint`, and where weights are missing, unexpected, of another
@@ -77,6 +82,8 @@ def load_run(folder: Path) -> tuple[Network, Checkpoint]:
         if not weight.isfinite().all():
             raise CheckpointError(f"{folder / WEIGHTS}: {name}: expected finite numbers; the training diverged")
     network.load_state_dict(state, assign=True)
+    if len(checkpoint.added):
+        network.add_items(torch.from_numpy(checkpoint.added.vectors))
     return network.eval(), checkpoint
 
 

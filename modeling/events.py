@@ -14,7 +14,8 @@ class Events(NamedTuple):
 
     Args:
         items: [T] int64, 0..num_items; num_items is the unknown item.
-        gaps: [T] int64, bucket of the time since the user's previous event (`features.gap_buckets`).
+        gaps: [T] int64, bucket of the time since the user's previous event (`features.gap_buckets`); [T, 1 + F] where
+            the schema has features of events (`features.in_context`).
         seconds: [T] int32, unix seconds (`features.seconds`); only differences count, so that they may wrap.
         positions: [T] int64, absolute places in the users' logs.
         cu_seqlens: [B + 1] int32; user b's events are rows cu_seqlens[b] to cu_seqlens[b + 1], which may be none.

@@ -3,7 +3,10 @@
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["gap_buckets", "ragged_gap_buckets", "seconds"]
+from longrec.config import ModelConfig
+from longrec.schema import UNKNOWN, TimeOfDay, Weekday
+
+__all__ = ["gap_buckets", "in_context", "ragged_gap_buckets", "seconds", "unknown_context"]
 
 
 def gap_buckets(times_ms: NDArray[np.int64], previous_ms: int | None, num_buckets: int) -> NDArray[np.int64]:
@@ -50,6 +53,41 @@ def ragged_gap_buckets(
     buckets: NDArray[np.int64] = 1 + np.minimum(np.floor(np.log2(1.0 + seconds)).astype(np.int64), num_buckets - 2)
     buckets[starts[previous_ms < 0]] = 0
     return buckets
+
+
+def in_context(
+    model: ModelConfig, gaps: NDArray[np.int64], times_ms: NDArray[np.int64], columns: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Gap buckets, and beside them the values of the schema's features, as rows of one table (`Network.gaps`).
+
+    Args:
+        gaps, times_ms: [T].
+        columns: [T, C] the features that the wire has; a value that the schema doesn't know is unknown.
+
+    Returns:
+        `gaps` where the schema has no features of events; else [T, 1 + F].
+    """
+    if not model.features.event:
+        return gaps
+    rows, first, column = [gaps], model.num_gap_buckets, 0
+    for feature in model.features.event.values():
+        if isinstance(feature, TimeOfDay | Weekday):
+            values = feature.indices(times_ms)
+        else:
+            values = columns[:, column]
+            values = np.where((values >= 0) & (values <= feature.size), values, UNKNOWN)
+            column += 1
+        rows.append(values + first)
+        first += feature.size + 1
+    return np.stack(rows, axis=1)
+
+
+def unknown_context(model: ModelConfig) -> NDArray[np.int64]:
+    """[1 + F], what stands beside a gap for features that are unknown; 0 where that can't be: of the gap, and times."""
+    sizes = [feature.size + 1 for feature in model.features.event.values()]
+    rows = model.num_gap_buckets + np.cumsum([0, *sizes[:-1]])[: len(sizes)]
+    can_be = [name in model.features.columns for name in model.features.event]
+    return np.concatenate(([0], np.where(can_be, rows, 0))).astype(np.int64)
 
 
 def seconds(times_ms: NDArray[np.int64]) -> NDArray[np.int32]:

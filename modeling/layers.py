@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["INIT_STD", "NORM_EPS", "Dropout", "FeedForward"]
+__all__ = ["INIT_STD", "NORM_EPS", "ContextEmbedding", "Dropout", "FeedForward"]
 
 INIT_STD = 0.02
 NORM_EPS = 1e-6
@@ -24,6 +24,16 @@ class Dropout(nn.Module):
             return x
         kept = torch.rand_like(x) >= self.probability
         return x * kept.to(x.dtype).mul_(1.0 / (1.0 - self.probability))
+
+
+class ContextEmbedding(nn.Embedding):
+    """Rows of a table: one an event, or the sum of several."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[T] or [T, n] -> [T, dim]."""
+        if input.ndim == 1:
+            return F.embedding(input, self.weight)
+        return F.embedding_bag(input, self.weight, mode="sum")
 
 
 class FeedForward(nn.Module):

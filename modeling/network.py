@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from longrec.config import ModelConfig
+from longrec.modeling.attributes import AttributeTables
 from longrec.modeling.events import Events
-from longrec.modeling.layers import INIT_STD, Dropout
+from longrec.modeling.layers import INIT_STD, ContextEmbedding, Dropout
 from longrec.modeling.repeats import Repeats
 
 __all__ = ["Memory", "MemoryKind", "Network", "Objective"]
@@ -42,6 +43,7 @@ class Network(nn.Module, ABC):
         memory_has_seconds: whether the memory must hold its events' times (`ServingMemory.seconds`).
         recurrent: whether training runs whole histories segment by segment, each over the memory of those before it.
         repeats: the term of repeated items in the scores; None: there is none.
+        attributes: what the items' features weigh, for the vectors of new items; None: the schema has none.
         start: [dim], the hidden state that stands before a user's first event: `scores(start)` rank the first item.
     """
 
@@ -54,8 +56,9 @@ class Network(nn.Module, ABC):
         super().__init__()
         self.config = config
         self.items = nn.Embedding(config.num_items + 1, config.dim)  # the last row: an item that isn't in the catalogue
-        self.gaps = nn.Embedding(config.num_gap_buckets, config.dim)
+        self.gaps = ContextEmbedding(config.num_gap_buckets + config.features.num_event_values, config.dim)
         self.start = nn.Parameter(torch.empty(config.dim))
+        self.attributes = AttributeTables(config.features, config.dim) if config.features.item else None
         self.dropout = Dropout(dropout)
         self.repeats = Repeats(config.dim, config.reach or config.window) if config.repeats else None
 
@@ -74,6 +77,18 @@ class Network(nn.Module, ABC):
         """[num_items, dim]: the scores of a hidden state are its inner products with these rows."""
         return self.items.weight[:-1]
 
+    @torch.no_grad()
+    def add_items(self, vectors: Tensor) -> None:
+        """Put M items behind those of the catalogue, in place.
+
+        Args:
+            vectors: [M, dim].
+        """
+        table = self.items.weight
+        self.items.weight = nn.Parameter(torch.cat((table[:-1], vectors.to(table), table[-1:])))
+        self.items.num_embeddings = len(self.items.weight)
+        self.config = self.config.model_copy(update={"num_items": len(self.items.weight) - 1})
+
     def scores(self, hidden: Tensor) -> Tensor:
         """[..., dim] -> [..., num_items]: the logits of the next item."""
         return hidden @ self.item_table.T
@@ -87,7 +102,7 @@ class Network(nn.Module, ABC):
         return scores
 
     def embed(self, events: Events) -> Tensor:
-        """[T, dim]: item and gap of each event."""
+        """[T, dim]: item, gap and context of each event."""
         result: torch.Tensor = self.dropout(self.items(events.items) + self.gaps(events.gaps))
         return result
 

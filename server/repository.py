@@ -19,6 +19,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
+from longrec.added_items import ADDED_ITEMS
 from longrec.checkpoint import CATALOGUE, CONFIG, WEIGHTS, load_checkpoint
 from longrec.config import EngineConfig
 from longrec.errors import ArgumentError, CheckpointError
@@ -42,6 +43,7 @@ __all__ = [
     "models_in",
     "read_config",
     "select_version",
+    "served_folder",
     "served_version",
     "versions_in",
     "write_repository",
@@ -146,6 +148,16 @@ def served_version(repository: Path) -> int | None:
     return int(read_config(path).version_policy.specific.versions[0]) if path.is_file() else None
 
 
+def served_folder(repository: Path) -> Path | None:
+    """Folder of the version that is served; None if this is no model repository.
+
+    Raises:
+        CheckpointError: as `served_version`.
+    """
+    version = served_version(repository)
+    return None if version is None else repository / RECOMMENDER.name / str(version)
+
+
 def check_repository(repository: Path) -> None:
     """Whether `repository` can be served, as far as a look at its files tells.
 
@@ -198,6 +210,8 @@ def _write_version(model: Path, variant: Variant, config: Any, checkpoint: Path,
                 (fresh / name).symlink_to(checkpoint / name)
             else:
                 shutil.copy(checkpoint / name, fresh)
+        if not link and (checkpoint / ADDED_ITEMS).is_file():
+            shutil.copy(checkpoint / ADDED_ITEMS, fresh)
         if config.model_warmup:
             (model / "warmup").mkdir(exist_ok=True)
             (model / "warmup" / WARMUP_FILE).write_bytes(struct.pack("<I", len(WARMUP_USER)) + WARMUP_USER)

@@ -99,7 +99,7 @@ def _pasts(
     """Places in `rows` [C] and, of as many users, all events before those rows that the network sees; every place
     once."""
     device = network.item_table.device
-    table = EventTable(dataset, network.config.num_gap_buckets)
+    table = EventTable(dataset, network.config)
     reach = network.config.reach
     begins = dataset.indptr[users]
     if reach is not None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from longrec.config import ModelConfig, TrainConfig
 from longrec.datasets import Dataset, Split
 from longrec.modeling import Events
+from longrec.modeling.features import unknown_context
 from longrec.training.evaluation_report import training_counts
 from longrec.training.inputs import EventTable
 from longrec.training.losses import SampledItems
@@ -47,7 +48,8 @@ class ExampleTable:
     def __init__(
         self, dataset: Dataset, split: Split, model: ModelConfig, config: TrainConfig, device: torch.device
     ) -> None:
-        self._table = EventTable(dataset, model.num_gap_buckets)
+        self._table = EventTable(dataset, model)
+        self._unknown_context = torch.from_numpy(unknown_context(model))
         self._unknown, self._item_dropout, self._device = model.num_items, config.item_dropout, device
         self._sampler: Sampler | None = None
         if config.loss != "softmax":
@@ -61,7 +63,7 @@ class ExampleTable:
     def of(self, batch: Batch, step: int) -> Examples:
         """Of a batch, which is the run's `step`-th from 0."""
         events = self._table.at(batch.rows, batch.positions, batch.cu_seqlens)
-        events = events._replace(items=self._hide(events.items))
+        events = self._hide(events)
         return Examples(
             Events(*(field.to(self._device) for field in events)),
             self._items(batch.rows + 1),
@@ -72,11 +74,15 @@ class ExampleTable:
     def _items(self, rows: NDArray[np.int64]) -> Tensor:
         return self._table.items[torch.from_numpy(rows)].to(self._device)
 
-    def _hide(self, items: Tensor) -> Tensor:
-        """Put the unknown item in place of a share of the input: its row is trained, and no single event relied on."""
+    def _hide(self, events: Events) -> Events:
+        """Put the unknown in place of a share of the input: its row is trained, and no single event relied on."""
         if self._item_dropout == 0.0:
-            return items
-        return torch.where(torch.rand(items.shape) < self._item_dropout, self._unknown, items)
+            return events
+        items = torch.where(torch.rand(events.items.shape) < self._item_dropout, self._unknown, events.items)
+        if events.gaps.ndim == 1:
+            return events._replace(items=items)
+        hidden = (torch.rand(events.gaps.shape) < self._item_dropout) & (self._unknown_context > 0)
+        return events._replace(items=items, gaps=torch.where(hidden, self._unknown_context, events.gaps))
 
     def _negatives(self, step: int) -> SampledItems | None:
         if self._sampler is None:

@@ -5,18 +5,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from longrec.config import ModelConfig
 from longrec.datasets import Dataset
 from longrec.modeling import Events, gap_buckets
-from longrec.modeling.features import seconds
+from longrec.modeling.features import in_context, seconds
 
 __all__ = ["EventTable", "history_gaps"]
 
 
-def history_gaps(dataset: Dataset, num_buckets: int) -> NDArray[np.int64]:
-    """[n] gap bucket of every event of the dataset, each user's history from its own beginning."""
+def history_gaps(dataset: Dataset, model: ModelConfig) -> NDArray[np.int64]:
+    """`Events.gaps` of every event of the dataset, each user's history from its own beginning."""
     starts, ends = dataset.indptr[:-1].tolist(), dataset.indptr[1:].tolist()
-    parts = [gap_buckets(dataset.times_ms[a:b], None, num_buckets) for a, b in zip(starts, ends, strict=True)]
-    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+    parts = [gap_buckets(dataset.times_ms[a:b], None, model.num_gap_buckets) for a, b in zip(starts, ends, strict=True)]
+    gaps = np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+    return in_context(model, gaps, dataset.times_ms, dataset.context(model.features))
 
 
 class EventTable:
@@ -24,15 +26,15 @@ class EventTable:
 
     Args:
         dataset: whose events.
-        num_gap_buckets: of the network.
+        model: of the network.
 
     Attributes:
         items: [n] int64, on the CPU.
     """
 
-    def __init__(self, dataset: Dataset, num_gap_buckets: int) -> None:
+    def __init__(self, dataset: Dataset, model: ModelConfig) -> None:
         self.items = torch.from_numpy(dataset.items)
-        self._gaps = torch.from_numpy(history_gaps(dataset, num_gap_buckets))
+        self._gaps = torch.from_numpy(history_gaps(dataset, model))
         self._seconds = torch.from_numpy(seconds(dataset.times_ms))
 
     def at(self, rows: NDArray[np.int64], positions: NDArray[np.int64], cu_seqlens: NDArray[np.int32]) -> Events:

@@ -44,7 +44,7 @@ class Progress:
 def fingerprint(dataset: Dataset, model: ModelConfig, config: TrainConfig, world: World) -> dict[str, Any]:
     """What a run must have in common with the one it goes on with; JSON-able."""
     data = sha256()
-    for array in (dataset.items, dataset.times_ms, dataset.indptr):
+    for array in (dataset.items, dataset.times_ms, dataset.indptr, *dataset.columns.values()):
         data.update(array.tobytes())
     return {
         "dataset": data.hexdigest(),

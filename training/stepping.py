@@ -5,9 +5,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils import parametrize
 
 from longrec.config import TrainConfig
 from longrec.modeling import Network
+from longrec.modeling.attributes import merged
 from longrec.training.adversarial import Adversary
 from longrec.training.distributed import ALONE, World
 from longrec.training.examples import Examples
@@ -69,7 +71,7 @@ class Stepper:
         if self.average:
             names = (name for name, _ in self.network.named_parameters())
             state.update(zip(names, self.average.weights, strict=True))
-        return {name: weight.detach().clone() for name, weight in state.items()}
+        return merged(self.network, {name: weight.detach().clone() for name, weight in state.items()})
 
     def _backward(self, examples: Examples, memory: Any) -> tuple[float, Any]:
         if not self._adversary:
@@ -88,7 +90,8 @@ class Stepper:
 
     def _loss(self, examples: Examples, memory: Any) -> tuple[Tensor, Any]:
         kind = examples.targets.device.type
-        with torch.autocast(kind, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+        # a table of items that is computed is computed once
+        with torch.autocast(kind, torch.bfloat16, enabled=self.config.precision == "bfloat16"), parametrize.cached():
             terms, memory = self._objective(examples, memory)
         own = torch.tensor([term.predictions for term in terms.values()], dtype=torch.float64)
         counts = self.world.sum(own.to(examples.targets.device)).clamp(min=1).tolist()

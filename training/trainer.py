@@ -15,10 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from longrec.attributes import encode_attributes
 from longrec.config import ModelConfig, TrainConfig
 from longrec.datasets import Dataset, Split
 from longrec.errors import ArgumentError, DataError
 from longrec.modeling import Network, build_network, network_of
+from longrec.modeling.attributes import attach
 from longrec.training.distributed import ALONE, World
 from longrec.training.examples import ExampleTable
 from longrec.training.packing import Batch, pack, share
@@ -81,7 +83,8 @@ def train(
         world: of a distributed run; every rank calls with the same arguments, and gets the same weights.
 
     Raises:
-        ArgumentError: `model` has another number of items than the catalogue, or repeats and a loss that samples.
+        ArgumentError: `model` has another number of items than the catalogue, features that the data lacks, or repeats
+            and a loss that samples.
         CheckpointError: `snapshot` is of another run.
         DataError: there is nothing to train or validate on, or the loss is no longer finite.
     """
@@ -89,6 +92,10 @@ def train(
         raise ArgumentError(f"num_items={model.num_items}", f"{len(dataset.catalogue)}, the length of the catalogue")
     if model.repeats and config.loss != "softmax":
         raise ArgumentError(f"loss={config.loss}", "softmax with repeats")
+    for wanted, known in ((model.features.event, dataset.schema.event), (model.features.item, dataset.schema.item)):
+        for name, feature in wanted.items():
+            if known.get(name) != feature:
+                raise ArgumentError(f"features.{name}", f"a feature of {dataset.name}, as its schema has it")
     if validated and not len(split.evaluated):
         raise DataError(f"{dataset.name}: expected at least one user with 3 events, to validate on")
     device = torch.device(device)
@@ -97,6 +104,9 @@ def train(
         network = build_network(model, dropout=config.dropout)
         if initial is not None:
             network.load_state_dict(initial)
+        if dataset.attributes is not None and model.features.item:
+            attributes = encode_attributes(model.features, dataset.attributes)
+            attach(network, attributes, config.hide_own, merged=initial is not None)
         if world.rank:  # the same weights everywhere, but no two ranks drop out the same
             torch.manual_seed((config.seed << 16) + world.rank)
         return _Run(dataset, split, config, network.to(device), world, validated).run(observers, snapshot)

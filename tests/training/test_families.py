@@ -75,7 +75,7 @@ def test_seq2seq_learns_the_steps_that_follow() -> None:
 
     starts = data.indptr[:-1]
     rows = (starts[:, None] + np.arange(2)).flatten()
-    table = EventTable(data, model.num_gap_buckets)
+    table = EventTable(data, model)
     given = table.at(rows, np.tile(np.arange(2), len(starts)), np.arange(0, len(rows) + 1, 2, dtype=np.int32))
     with torch.no_grad():
         right = network.emit(given) == torch.from_numpy(data.items[starts[:, None] + np.arange(2, 5)])
