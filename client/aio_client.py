@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator
 from concurrent.futures import Future
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from longrec.client.aio_stream import AsyncStream
 from longrec.client.aio_transport import AsyncGrpcTransport, AsyncTransport
@@ -17,6 +17,9 @@ from longrec.client.steps import Steps
 from longrec.client.types import Appended, Events, Items, ModelInfo, Options, Prediction, Scored
 from longrec.errors import DeadlineError, ServerError
 from longrec.protocol import DEFAULT_K
+
+if TYPE_CHECKING:
+    from longrec.schema import Schema
 
 __all__ = ["AsyncClient"]
 
@@ -92,6 +95,10 @@ class AsyncClient(BaseClient[AsyncTransport, Events | Awaitable[Events]]):
     async def model_info(self) -> ModelInfo:
         """As `Client.model_info`."""
         return await self.run(self.core.model_info())
+
+    async def schema(self) -> "Schema":
+        """As `Client.schema`."""
+        return await self.run(self.core.schema())
 
     def stream(self, *, k: int = DEFAULT_K, options: Options | None = None, max_in_flight: int = 256) -> AsyncStream:
         """As `Client.stream`; an async context manager and an async iterator."""

@@ -14,7 +14,7 @@ isn't plain OK) goes on alone, as a `Delivery`; both keep the same book.
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,7 @@ from longrec.client.codec import (
     encode_user,
     event_rows,
     read_output,
+    stack_rows,
 )
 from longrec.client.delivery import MOST_ROWS, REFUSED, Delivery
 from longrec.client.ledger import Book, Ledger
@@ -50,6 +51,9 @@ from longrec.protocol import (
     USER,
     Status,
 )
+
+if TYPE_CHECKING:
+    from longrec.schema import Schema
 
 __all__ = ["Alone", "Batch", "Places", "batches", "rows_of"]
 
@@ -92,7 +96,7 @@ class Batch:
         self.users = [user for user, _ in entries]
         self._ledger, self._question, self._numbers = ledger, question, number
         self._keys = _keys(self.users)
-        self._rows, self._counts = rows_of([events for _, events in entries], question.catalogue)
+        self._rows, self._counts = rows_of([events for _, events in entries], question.catalogue, ledger.schema)
         self._ends = np.cumsum(self._counts)
         self.results: list[Prediction | ServerError | None] = [None] * len(entries)
         self.alone: dict[int, Delivery] = {}
@@ -190,9 +194,9 @@ class Batch:
         most, offsets = int(counts.max()), self._ends[places] - counts
         column = np.arange(most)
         held = column < counts[:, None]  # [B, most]
-        cells = np.empty((len(places), most, WIDTH), np.int64)
+        cells = np.zeros((len(places), most, self._rows.shape[1]), np.int64)
         if not held.all():
-            cells[:] = PADDING
+            cells[:, :, :WIDTH] = PADDING
         cells[held] = self._rows[(offsets[:, None] + column)[held]]
         if self.repeatable:
             cells[:, :, POSITION][held] = (self._starts[places, None] + column)[held]
@@ -312,9 +316,9 @@ def batches(values: Iterable[T], size: int) -> Iterator[list[T]]:
 
 
 def rows_of(
-    events: Sequence[Events], catalogue: Catalogue | None = None
+    events: Sequence[Events], catalogue: Catalogue | None = None, schema: "Schema | None" = None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Many users' events as one array [n, 3], and how many each has.
+    """Many users' events as one array [n, 3 + c], and how many each has.
 
     Raises:
         ArgumentError: as `event_rows`.
@@ -322,12 +326,13 @@ def rows_of(
     rows = _plain_rows(events, catalogue)
     if rows is not None:
         return rows, np.array([len(own) for own in events], np.int64)
-    each = [event_rows(own, catalogue) for own in events]
-    return np.concatenate((NO_EVENTS, *each)), np.array([len(own) for own in each], np.int64)
+    each = [event_rows(own, catalogue, schema) for own in events]
+    return stack_rows((NO_EVENTS, *each)), np.array([len(own) for own in each], np.int64)
 
 
 def _plain_rows(events: Sequence[Events], catalogue: Catalogue | None) -> NDArray[np.int64] | None:
-    """Rows where all are lists of `Event`s without positions, of plain integers and known ids; None: look at each."""
+    """Rows where all are lists of `Event`s without positions and features, of plain integers and known ids; None: look
+    at each."""
     if not set(map(type, events)) <= {list, tuple}:
         return None
     flat = [event for own in events for event in own]
@@ -337,7 +342,9 @@ def _plain_rows(events: Sequence[Events], catalogue: Catalogue | None) -> NDArra
     times = [event.time_ms for event in flat]
     if catalogue is not None and set(map(type, items)) <= {int, str}:
         items = [catalogue.index.get(str(item), NO_ITEM) for item in items]
-    if not set(map(type, items)) | set(map(type, times)) <= {int} or any(e.position is not None for e in flat):
+    if not set(map(type, items)) | set(map(type, times)) <= {int}:
+        return None
+    if any(event.position is not None or event.features for event in flat):
         return None
     rows = np.full((len(flat), WIDTH), UNCHECKED_POSITION, np.int64)
     try:

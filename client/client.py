@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from longrec.client.base import BaseClient
 from longrec.client.connection import Connection
@@ -18,6 +18,9 @@ from longrec.client.transport import GrpcTransport, Transport
 from longrec.client.types import Appended, Events, Items, ModelInfo, Options, Prediction, Scored
 from longrec.errors import DeadlineError, ServerError
 from longrec.protocol import DEFAULT_K
+
+if TYPE_CHECKING:
+    from longrec.schema import Schema
 
 __all__ = ["Client"]
 
@@ -167,6 +170,15 @@ class Client(BaseClient[Transport, Events]):
             ProtocolError: it speaks another protocol than this library. ServerError: as `recommend`.
         """
         return self.run(self.core.model_info())
+
+    def schema(self) -> "Schema":
+        """The features that events may have (`Event.features`), as the model was trained with them; asked for once.
+        Before the first event with features on a stream or in bulk; other calls ask by themselves.
+
+        Raises:
+            As `model_info`.
+        """
+        return self.run(self.core.schema())
 
     def stream(self, *, k: int = DEFAULT_K, options: Options | None = None, max_in_flight: int = 256) -> Stream:
         """Open a stream for many users; a context manager. A client may have several.

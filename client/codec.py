@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from struct import unpack
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,9 @@ from longrec.protocol import (
     Status,
 )
 
+if TYPE_CHECKING:
+    from longrec.schema import Schema
+
 __all__ = [
     "DEFAULTS",
     "NO_CANDIDATES",
@@ -49,6 +52,7 @@ __all__ = [
     "option_parameters",
     "prepare",
     "read_output",
+    "stack_rows",
 ]
 
 MOST: Final = 2**31 - 1
@@ -98,7 +102,7 @@ class Query(NamedTuple):
     Args:
         user: the key.
         key: its tensor.
-        rows: [n, 3] int64, the events; see `protocol.EVENT_COLUMNS`.
+        rows: [n, 3 + c] int64, the events; see `protocol.EVENT_COLUMNS`.
         candidates: their tensor.
         k, options, parameters, outputs: as in `Request`.
         catalogue: of the client.
@@ -115,8 +119,8 @@ class Query(NamedTuple):
     catalogue: Catalogue | None = None
 
     def request(self, rows: NDArray[np.int64]) -> Request:
-        """The request with these events [n, 3]."""
-        events = Tensor("INT64", (1, len(rows), len(EVENT_COLUMNS)), rows.tobytes())
+        """The request with these events [n, 3 + c]."""
+        events = Tensor("INT64", (1, *rows.shape), rows.tobytes())
         inputs = {USER: self.key, EVENT: events, CANDIDATE: self.candidates}
         return Request(self.user, inputs, self.outputs, self.k, self.options, self.parameters)
 
@@ -133,6 +137,7 @@ def prepare(
     candidates: Items | None = None,
     options: Options = DEFAULTS,
     catalogue: Catalogue | None = None,
+    schema: "Schema | None" = None,
 ) -> Query:
     """Check a request.
 
@@ -143,12 +148,13 @@ def prepare(
         candidates: items to rank, at least one; None: the whole catalogue.
         options: how they are predicted.
         catalogue: of the client: items are given by their ids then.
+        schema: of the model's events; None: not known.
 
     Raises:
         ArgumentError: naming the argument, what was expected and what came.
     """
     key = encode_user(user)
-    rows = event_rows(events, catalogue)
+    rows = event_rows(events, catalogue, schema)
     ranked = NO_CANDIDATES
     if candidates is not None:
         indices = item_indices("candidates", candidates, catalogue)
@@ -268,21 +274,23 @@ def encode_user(user: str) -> Tensor:
     return Tensor("BYTES", (1, 1), len(key).to_bytes(4, "little") + key)
 
 
-def event_rows(events: Events, catalogue: Catalogue | None = None) -> NDArray[np.int64]:
-    """Events as rows [n, 3], checked; of `Event`s with ids where there is a catalogue.
+def event_rows(events: Events, catalogue: Catalogue | None = None, schema: "Schema | None" = None) -> NDArray[np.int64]:
+    """Events as rows [n, 3 + c], checked; of `Event`s with ids where there is a catalogue.
 
     Raises:
         ArgumentError: naming the row.
     """
     if isinstance(events, np.ndarray):
         rows = events
-        if rows.dtype != np.int64 or rows.ndim != 2 or rows.shape[1] != len(EVENT_COLUMNS):
-            expected = f"int64 [n, {len(EVENT_COLUMNS)}] (columns {', '.join(EVENT_COLUMNS)})"
+        if rows.dtype != np.int64 or rows.ndim != 2 or rows.shape[1] < len(EVENT_COLUMNS):
+            expected = f"int64 [n, {len(EVENT_COLUMNS)} or more] (columns {', '.join(EVENT_COLUMNS)}, features)"
             raise ArgumentError("events", expected, got=f"{rows.dtype} {list(rows.shape)}")
+        if schema is not None:
+            _check_features(rows[:, len(EVENT_COLUMNS) :], schema)
     elif not isinstance(events, Sequence) or isinstance(events, (str, bytes)):
         raise ArgumentError("events", "a sequence of Event or an int64 array", got=type(events).__name__)
     else:
-        rows = _rows_of(events, catalogue)
+        rows = _rows_of(events, catalogue, schema)
     if not len(rows):
         return NO_EVENTS
     for column, name, unit in ((ITEM, "item", "a catalogue index"), (TIME, "time_ms", "unix milliseconds")):
@@ -294,7 +302,45 @@ def event_rows(events: Events, catalogue: Catalogue | None = None) -> NDArray[np
     return rows
 
 
-def _rows_of(events: Sequence[Event], catalogue: Catalogue | None) -> NDArray[np.int64]:
+def _check_features(columns: NDArray[np.int64], schema: "Schema") -> None:
+    """Check indices of values [n, c], of the schema's first features.
+
+    Raises:
+        ArgumentError: there are too many, or one is none of a value.
+    """
+    known = schema.columns
+    if columns.shape[1] > len(known):
+        names = ", ".join(known) or "none"
+        raise ArgumentError("events", f"at most {len(known)} columns of features ({names})", got=str(columns.shape[1]))
+    for name, feature, column in zip(known, known.values(), columns.T, strict=False):
+        if column.size and not 0 <= column.min() <= column.max() <= feature.size:
+            raise ArgumentError(f"events, column {name}", f"indices 0..{feature.size} (0: unknown)", got="another one")
+
+
+def stack_rows(parts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """Rows of several parts, which may have columns of features or not: those without are unknown, 0."""
+    width = max(rows.shape[1] for rows in parts)
+    if all(rows.shape[1] == width for rows in parts):
+        return np.concatenate(parts)
+    return np.concatenate([np.pad(rows, ((0, 0), (0, width - rows.shape[1]))) for rows in parts])
+
+
+def _features_of(events: Sequence[Event], schema: "Schema | None") -> NDArray[np.int64]:
+    """[n, c], c = 0 where no event has any."""
+    given = [event.features for event in events]
+    if not any(given):
+        return np.empty((len(events), 0), np.int64)
+    if schema is None:
+        raise ArgumentError(
+            "events",
+            "no features, or a client that knows the model's schema",
+            remedy="let it ask before: client.schema()",
+        )
+    rows = [schema.indices(features or {}, f"events[{row}].features") for row, features in enumerate(given)]
+    return np.array(rows, np.int64).reshape(len(events), -1)
+
+
+def _rows_of(events: Sequence[Event], catalogue: Catalogue | None, schema: "Schema | None") -> NDArray[np.int64]:
     unknown: list[Any] = []
     rows = np.empty((len(events), len(EVENT_COLUMNS)), np.int64)
     for row, event in enumerate(events):
@@ -321,7 +367,8 @@ def _rows_of(events: Sequence[Event], catalogue: Catalogue | None) -> NDArray[np
     if unknown:
         assert catalogue is not None
         raise unknown_ids("events", unknown, catalogue)
-    return rows
+    features = _features_of(events, schema)
+    return np.concatenate((rows, features), axis=1) if features.shape[1] else rows
 
 
 def _check_positions(positions: NDArray[np.int64]) -> None:

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any, Final, Literal, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, cast
 
 import numpy as np
 
@@ -33,7 +33,12 @@ from longrec.client.steps import Ask, Await, Describe, Look, Send, Sleep, Steps
 from longrec.client.types import Appended, Event, Events, Items, ModelInfo, Options, Prediction, Scored
 from longrec.errors import ArgumentError, DeadlineError, ServerError
 
+if TYPE_CHECKING:
+    from longrec.schema import Schema
+
 __all__ = ["Core"]
+
+T = TypeVar("T")
 
 logger = logging.getLogger("longrec.client")
 PROBE_SECONDS: Final = 0.5  # between two looks at servers that are down
@@ -98,6 +103,9 @@ class Core:
     ) -> Steps[Prediction]:
         """`Client.recommend`."""
         check_k(k)
+        if self._lacks_schema(events):
+            again = (user, events, k, horizon, exclude, explain, candidates, options)
+            return self._knowing_schema(lambda: self.recommend(*again))
         asked: dict[str, Any] = {"horizon": horizon, "exclude": exclude, "explain": explain}
         given = {name: value for name, value in asked.items() if value is not None}
         chosen = options or DEFAULTS
@@ -108,10 +116,12 @@ class Core:
 
     def score(self, user: str, candidates: Items, events: Events, options: Options | None) -> Steps[Scored]:
         """`Client.score`: in parts of at most `MAX_K`, the first with the events."""
+        if self._lacks_schema(events):
+            return self._knowing_schema(lambda: self.score(user, candidates, events, options))
         chosen, deadline = options or DEFAULTS, self.deadline()
         if chosen.horizon != 1 or chosen.explain:
             raise ArgumentError("options", "neither a horizon nor explain with score", remedy="ask recommend")
-        whole = self._prepare(user, events, k=1, candidates=candidates, options=chosen).candidates
+        whole = self.prepare(user, events, k=1, candidates=candidates, options=chosen).candidates
         indices = np.frombuffer(whole.data, np.int64)
         parts = [indices[start : start + MAX_K] for start in range(0, len(indices), MAX_K)]
         deliveries = [
@@ -135,7 +145,9 @@ class Core:
 
     def append(self, user: str, events: Events) -> Steps[Appended]:
         """`Client.append`."""
-        query = self._prepare(user, events, k=None)
+        if self._lacks_schema(events):
+            return self._knowing_schema(lambda: self.append(user, events))
+        query = self.prepare(user, events, k=None)
         if not len(events):
             raise ArgumentError("events", "at least one", got="none", remedy="history_length only asks")
         delivery = Delivery(self.ledger, query, number=self.number)
@@ -167,7 +179,33 @@ class Core:
     def model_info(self) -> Steps[ModelInfo]:
         """`Client.model_info`."""
         info: ModelInfo = yield Describe(self.fleet.pick(""), self.timeout_seconds)
+        self._learn(info)
         return info
+
+    def schema(self) -> "Steps[Schema]":
+        """`Client.schema`."""
+        if self.ledger.schema is None:
+            info = yield from self.model_info()
+            self.ledger.schema = info.schema
+        return self.ledger.schema
+
+    def _learn(self, info: ModelInfo) -> None:
+        """Keep the schema of the model's events, where it has one."""
+        if "schema" in info.settings:
+            self.ledger.schema = info.schema
+
+    def _lacks_schema(self, events: Events) -> bool:
+        """Whether the schema has to be asked for before these events can be checked."""
+        return (
+            self.ledger.schema is None
+            and isinstance(events, Sequence)
+            and any(getattr(event, "features", None) for event in events)
+        )
+
+    def _knowing_schema(self, call: Callable[[], Steps[T]]) -> Steps[T]:
+        """A call, after the schema was asked for."""
+        yield from self.schema()
+        return (yield from call())
 
     def recommend_many(
         self, requests: Any, k: int, options: Options | None, batch_size: int, in_flight: int
@@ -177,7 +215,7 @@ class Core:
         for name, value, most in (("batch_size", batch_size, 256), ("in_flight", in_flight, 64)):
             if not isinstance(value, int) or not 1 <= value <= most:
                 raise ArgumentError(f"{name}={value!r}", f"an integer in 1..{most}")
-        question = self._prepare("-", k=k, options=chosen)
+        question = self.prepare("-", k=k, options=chosen)
 
         def calls() -> Iterator[Steps[list[Prediction | ServerError]]]:
             for entries in batches(requests_of(requests, self.catalogue), batch_size):
@@ -231,7 +269,7 @@ class Core:
         """Ask a server what it speaks, for all calls that wait for it. If this one is cancelled another asks."""
         failure: ServerError | None = None
         try:
-            yield Describe(server, seconds)
+            self._learn((yield Describe(server, seconds)))
             self._checked.add(server)
         except ServerError as error:
             failure = error
@@ -261,10 +299,11 @@ class Core:
             self._watch()
 
     def _delivery(self, user: str, events: Events = (), **arguments: Any) -> Delivery:
-        return Delivery(self.ledger, self._prepare(user, events, **arguments), number=self.number)
+        return Delivery(self.ledger, self.prepare(user, events, **arguments), number=self.number)
 
-    def _prepare(self, user: str, events: Events = (), **arguments: Any) -> Query:
-        return prepare(user, events, catalogue=self.catalogue, **arguments)
+    def prepare(self, user: str, events: Events = (), **arguments: Any) -> Query:
+        """Check a request, as `codec.prepare`."""
+        return prepare(user, events, catalogue=self.catalogue, schema=self.ledger.schema, **arguments)
 
     def _send(self, request: Request, deadline: float, repeatable: bool) -> Steps[Mapping[str, Tensor]]:
         """Send a request, again where that may help."""

@@ -34,6 +34,7 @@ from longrec.client.codec import (
     decode_prediction,
     decode_state,
     event_rows,
+    stack_rows,
 )
 from longrec.client.ledger import Book, Ledger
 from longrec.client.types import Appended, Events, Prediction
@@ -165,7 +166,7 @@ class Delivery:
             if start > first:
                 rows = rows[start - first :]
             elif start < first and (before := self._find(start, first)) is not None:
-                rows = np.concatenate((before, rows))
+                rows = stack_rows((before, rows))
         self._part = len(rows) > MOST_ROWS
         return query.state_request(rows[:MOST_ROWS]) if self._part else query.request(rows)
 
@@ -190,7 +191,7 @@ class Delivery:
         assert self._missing is not None, "supply() without Next.HISTORY"
         start, stop = self._missing
         try:
-            rows = NO_EVENTS if history is None else event_rows(history, self.query.catalogue)
+            rows = NO_EVENTS if history is None else event_rows(history, self.query.catalogue, self._ledger.schema)
             if len(rows) and rows[0, POSITION] == UNCHECKED_POSITION:
                 rows = np.column_stack((np.arange(len(rows)), rows[:, 1:]))
             if len(rows) and rows[0, POSITION] <= start and rows[-1, POSITION] >= stop - 1:

@@ -9,7 +9,7 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 from longrec.catalogue import Catalogue
 from longrec.client.types import Event
 from longrec.protocol import UNCHECKED_POSITION
+
+if TYPE_CHECKING:
+    from longrec.schema import Schema
 
 __all__ = ["Book", "Held", "Ledger", "Owed"]
 
@@ -29,6 +32,7 @@ class Held(NamedTuple):
     position: int
     item: int
     time_ms: int
+    features: tuple[int, ...] = ()
 
 
 class Book:
@@ -78,7 +82,7 @@ class Book:
         return [one for one in self.waiting if isinstance(one, Owed)]
 
     def put_off(self, number: Callable[[int], None], rows: Sequence[Sequence[int]] | None) -> None:
-        """A call that waits is given up; its events (…, item, time), if any are to be kept, go with the next one."""
+        """A call that waits is given up; its events (…, item, time, …), if any are to be kept, go with the next one."""
         if number in self.waiting:
             place = self.waiting.index(number)
             self.waiting[place : place + 1] = [] if rows is None else [Owed(self, rows)]
@@ -88,7 +92,7 @@ class Book:
         self.failed_from = first if self.failed_from is None else min(first, self.failed_from)
 
     def hold(self, first: int, rows: Sequence[Sequence[int]]) -> None:
-        """Keep events (…, item, time) from position `first` on; those that are held already stay as they are."""
+        """Keep events (…, item, time, features) from position `first` on; those that are held already stay."""
         held = self.held
         if self.acknowledged is not None and first > self.next:
             return  # the caller's own positions, past the log's end
@@ -98,17 +102,28 @@ class Book:
                 return  # those are worth more
             held.clear()
             past = first
-        held.extend([Held(first + place, row[1], row[2]) for place, row in enumerate(rows) if first + place >= past])
+        held.extend(
+            [
+                Held(first + place, row[1], row[2], tuple(row[3:]))
+                for place, row in enumerate(rows)
+                if first + place >= past
+            ]
+        )
         self.next = max(self.next, first + len(rows))
 
     def find(self, start: int, stop: int) -> NDArray[np.int64] | None:
-        """Rows [stop - start, 3] of the held events in [start, stop), or None if one of them isn't held."""
+        """Rows [stop - start, 3 + c] of the held events in [start, stop), or None if one of them isn't held."""
         if start >= stop:
             return np.empty((0, 3), np.int64)
         if not self.held or start < self.held[0].position or stop > self.held[-1].position + 1:
             return None
         offset = start - self.held[0].position
-        return np.array([self.held[i] for i in range(offset, offset + stop - start)], np.int64)
+        found = [self.held[i] for i in range(offset, offset + stop - start)]
+        rows = np.zeros((len(found), 3 + max(len(event.features) for event in found)), np.int64)
+        for row, (position, item, time_ms, features) in zip(rows, found, strict=True):
+            row[:3] = position, item, time_ms
+            row[3 : 3 + len(features)] = features
+        return rows
 
     def withdraw(self, first: int, stop: int) -> None:
         """Forget events that the server didn't write. Later ones, numbered already, have a gap before them then."""
@@ -145,7 +160,7 @@ class Owed:
 
     Args:
         book: the user's.
-        rows: (…, item, time) of each.
+        rows: (…, item, time, features) of each.
     """
 
     __slots__ = ("book", "rows")
@@ -168,6 +183,9 @@ class Ledger:
         most_users: books kept.
         clock: seconds, monotonic.
         catalogue: of the client: events go back to the caller with ids then.
+
+    Attributes:
+        schema: of the model's events, once it is known: they go back with their features then.
     """
 
     def __init__(
@@ -181,6 +199,7 @@ class Ledger:
         self.lock = threading.RLock()
         self.clock = clock
         self._catalogue = catalogue
+        self.schema: Schema | None = None
         self._resend_seconds, self._most_users = resend_seconds, most_users
         self._books: OrderedDict[str, Book] = OrderedDict()  # the latest used last
         self._warm: OrderedDict[str, None] = OrderedDict()  # users with held events, the latest acknowledged last
@@ -254,7 +273,8 @@ class Ledger:
             book = self._books.get(user)
             if book is None:
                 return []
-            unplaced = [Held(UNCHECKED_POSITION, row[1], row[2]) for owed in book.owed for row in owed.rows]
+            rows = [row for owed in book.owed for row in owed.rows]
+            unplaced = [Held(UNCHECKED_POSITION, row[1], row[2], tuple(row[3:])) for row in rows]
             return self.events([*book.unacknowledged, *unplaced])
 
     def events(self, held: Iterable[Held]) -> list[Event]:
@@ -265,6 +285,7 @@ class Ledger:
                 event.item if ids is None else ids[event.item],
                 event.time_ms,
                 None if event.position == UNCHECKED_POSITION else event.position,
+                None if self.schema is None or not any(event.features) else self.schema.values(event.features),
             )
             for event in held
         ]

@@ -25,7 +25,7 @@ from longrec.errors import (
     ServerError,
     UnavailableError,
 )
-from longrec.protocol import INPUTS, PROTOCOL_VERSION
+from longrec.protocol import ANY_EVENT, EVENT, INPUTS, PROTOCOL_VERSION
 
 __all__ = [
     "NOT_READY",
@@ -148,7 +148,9 @@ def model_info(answer: Any, url: str) -> ModelInfo:
         ProtocolError: its inputs, or the parameter protocol_version if it has one, aren't this library's.
     """
     config = answer.config
-    expected = {(spec.name, DTYPES[_name(spec.dtype)], spec.dims) for spec in INPUTS}
+    settings = {name: parameter.string_value for name, parameter in config.parameters.items()}
+    inputs = [ANY_EVENT if spec.name == EVENT and "schema" in settings else spec for spec in INPUTS]
+    expected = {(spec.name, DTYPES[_name(spec.dtype)], spec.dims) for spec in inputs}
     from tritonclient.grpc import model_config_pb2
 
     found = {
@@ -159,7 +161,6 @@ def model_info(answer: Any, url: str) -> ModelInfo:
             f"{url}, model {config.name}: expected the inputs {_spell(expected)}, got {_spell(found)}; "
             "install the longrec of the server's version"
         )
-    settings = {name: parameter.string_value for name, parameter in config.parameters.items()}
     version = settings.get("protocol_version", str(PROTOCOL_VERSION))
     if version != str(PROTOCOL_VERSION):
         raise ProtocolError(

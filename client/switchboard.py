@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Final, Generic, Protocol, TypeVar
 
-from longrec.client.codec import Query, Request, prepare
+from longrec.client.codec import Query, Request
 from longrec.client.core import Core
 from longrec.client.stream_core import StreamCore, Ticket
 from longrec.client.transport import Answer
@@ -92,7 +92,7 @@ class Switchboard(Generic[LineT]):
         Raises:
             ArgumentError: an argument doesn't fit.
         """
-        return prepare(user, events, k=self._k, options=self._options, catalogue=self._core.catalogue)
+        return self._core.prepare(user, events, k=self._k, options=self._options)
 
     def send(self, query: Query) -> None:
         """Take a request and send what can be sent.

@@ -13,6 +13,7 @@ from longrec.protocol import Status
 
 if TYPE_CHECKING:
     from longrec.catalogue import Catalogue
+    from longrec.schema import Schema
 
 __all__ = ["Appended", "Event", "Events", "Items", "ModelInfo", "Options", "Prediction", "Scored"]
 
@@ -27,16 +28,19 @@ class Event:
         time_ms: unix milliseconds. May run backwards: the order of the log is the order of arrival.
         position: place in the user's log, from 0: what the log already has is skipped, and another event there is a
             conflict. None: the client numbers it.
+        features: what else is known of it, by the names of the model's schema (`Client.schema`); what is left out is
+            unknown.
     """
 
     item: int | str
     time_ms: int
     position: int | None = None
+    features: Mapping[str, object] | None = field(default=None, hash=False)
 
 
 Events: TypeAlias = Sequence[Event] | NDArray[np.int64]
-"""Events, oldest first: `Event`s, or an int64 array [n, 3] with the columns position (-1: None), item as a catalogue
-index, time_ms."""
+"""Events, oldest first: `Event`s, or an int64 array [n, 3 + c] with the columns position (-1: None), item as a
+catalogue index, time_ms, and indices of features' values in the schema's order (`Dataset.events` gives such)."""
 
 Items: TypeAlias = Sequence[int] | Sequence[str] | NDArray[np.int64]
 """Items: catalogue indices; or, with a client that has a catalogue, ids. An integer array holds indices in any case."""
@@ -169,6 +173,18 @@ class ModelInfo:
     versions: tuple[int, ...]
     max_users: int
     settings: Mapping[str, str]
+
+    @property
+    def schema(self) -> "Schema":
+        """The features of events that it was trained with.
+
+        Raises:
+            ArgumentError: it isn't one that this library reads.
+        """
+        from longrec.schema import NO_FEATURES, Schema
+
+        text = self.settings.get("schema")
+        return NO_FEATURES if text is None else Schema.from_json(text, f"schema of model {self.name}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -250,7 +250,7 @@ def engine_config(parameters: Mapping[str, str], source: str | Path) -> EngineCo
     Raises:
         ArgumentError: a setting doesn't fit, or they are of another version than this library.
     """
-    settings = dict(parameters)
+    settings = {name: value for name, value in parameters.items() if name != "schema"}  # the checkpoint has it whole
     version = settings.pop("protocol_version", str(PROTOCOL_VERSION))
     if version != str(PROTOCOL_VERSION):
         raise ArgumentError(

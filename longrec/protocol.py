@@ -4,7 +4,9 @@
 | ----------- | ---------------- | --------------------------------------------------------------------------- |
 | `USER`      | BYTES [B, 1]     | the users' keys, 1..256 bytes of UTF-8                                      |
 | `EVENT`     | INT64 [B, n, 3]  | new events, oldest first: position in the user's log (-1: append at the end,|
-|             |                  | unchecked), catalogue index, unix ms. Item -1: no event (padding). n >= 0   |
+|             |                  | unchecked), catalogue index, unix ms. Item -1: no event (padding). n >= 0.  |
+|             |                  | Of a model whose schema has C features of events, [B, n, 3 + c], c <= C:    |
+|             |                  | the values' indices follow, in the schema's order; 0, or absent: unknown    |
 | `CANDIDATE` | INT64 [B, c]     | catalogue indices to rank; c = 0: the whole catalogue                       |
 
 | output    | type, shape              | meaning                                                                     |
@@ -29,15 +31,17 @@
 | `scores`          | string, "logit"   | "logit", or "probability": softmax over the whole catalogue, before       |
 |                   |                   | anything is left out                                                      |
 
-Names in `max_…` are model parameters. What is left out of the catalogue is left out of CANDIDATE too.
+Names in `max_…` are model parameters. Model parameter `schema`, where there is one, is the schema of the events in JSON
+(`longrec.schema`): numbers are put into its buckets by who sends them, so that all features are integers here. What is
+left out of the catalogue is left out of CANDIDATE too.
 
 | status | what became of the events                                                                            |
 | ------ | ---------------------------------------------------------------------------------------------------- |
 | 0 OK   | the log holds all of them: new ones were appended, those it held already at their positions skipped  |
 | 1 GAP  | the first one's position lies past the log's end; nothing was written: send from the log's length on |
-| 2      | CONFLICT: the log holds another event (item or time) at the position of one of them; nothing was     |
-|        | written. Someone else writes this user, or the client counts wrongly. What the retention limit has   |
-|        | dropped can't be compared, and counts as equal                                                       |
+| 2      | CONFLICT: the log holds another event (item or time; features aren't compared) at the position of  |
+|        | one of them; nothing was written. Someone else writes this user, or the client counts wrongly. What  |
+|        | the retention limit has dropped can't be compared, and counts as equal                               |
 
 Under GAP and CONFLICT `ITEMS` are -1 and `SCORES` -inf.
 
@@ -57,6 +61,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 __all__ = [
+    "ANY_EVENT",
     "BECAUSE",
     "CANDIDATE",
     "DEFAULT_K",
@@ -115,6 +120,7 @@ class TensorSpec(NamedTuple):
     dims: tuple[int, ...]
 
 
+ANY_EVENT: Final = TensorSpec(EVENT, np.int64, (-1, -1))  # of a model whose schema has features of events
 INPUTS: Final = (
     TensorSpec(USER, np.object_, (1,)),
     TensorSpec(EVENT, np.int64, (-1, len(EVENT_COLUMNS))),

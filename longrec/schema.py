@@ -113,6 +113,11 @@ class _Numbers(_Feature):
         number = float(value)
         return UNKNOWN if math.isnan(number) else 1 + bisect_right(self.edges or (), number)
 
+    def value(self, index: int) -> float:
+        """A number in a bucket."""
+        edges = self.edges or (0.0,)
+        return edges[index - 2] if index > 1 else float(np.nextafter(edges[0], -math.inf))
+
     def indices(self, numbers: NDArray[np.float64]) -> NDArray[np.int64]:
         """Buckets [n] of numbers [n], as `index`."""
         found = 1 + np.searchsorted(self.edges or (), numbers, side="right")
@@ -154,6 +159,10 @@ class _Values(_Feature):
             TypeError: it is neither text nor an integer.
         """
         return UNKNOWN if value is None else self.numbers.get(text_of(value), UNKNOWN)
+
+    def value(self, index: int) -> str:
+        """The value at an index from 1."""
+        return (self.values or ())[index - 1]
 
 
 class EventCategory(_Values):
@@ -295,6 +304,23 @@ class Schema(_Feature):
         """The part that who sends events needs."""
         return Schema(event=self.event)
 
+    def misread(self, older: "Schema") -> str:
+        """The first column that would mean another thing in events which were written by an `older` schema; "": none.
+
+        Columns, and values of a category, may be appended or left out at the end.
+        """
+        for (name, new), (old_name, old) in zip(self.columns.items(), older.columns.items(), strict=False):
+            if name != old_name:
+                return old_name
+            if isinstance(new, EventCategory) and isinstance(old, EventCategory):
+                mine, theirs = new.values or (), old.values or ()
+                shorter = min(len(mine), len(theirs))
+                if mine[:shorter] != theirs[:shorter]:
+                    return name
+            elif new != old:
+                return name
+        return ""
+
     def pick(self, names: Collection[str]) -> "Schema":
         """Only the features of these names.
 
@@ -332,6 +358,11 @@ class Schema(_Feature):
             except TypeError as error:
                 raise ArgumentError(f"{argument}[{name!r}]", str(error), got=type(value).__name__) from None
         return row
+
+    def values(self, indices: Sequence[int]) -> dict[str, object]:
+        """What `indices` turns into these columns: of a number, one in its bucket; what is unknown is left out."""
+        columns = zip(self.columns.items(), indices, strict=False)
+        return {name: feature.value(index) for (name, feature), index in columns if index != UNKNOWN}
 
     def to_json(self) -> str:
         """As one line that `Schema.from_json` reads."""

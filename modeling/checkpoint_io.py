@@ -47,11 +47,6 @@ def load_network(folder: Path) -> tuple[Transformer, Checkpoint]:
             f"{folder}: family: expected transformer, the one that is measured here, got {checkpoint.config.family}; "
             "train with --family transformer"
         )
-    if network.config.features.event:
-        raise CheckpointError(
-            f"{folder}: features: expected none of events, which can't be served so far, got "
-            f"{', '.join(network.config.features.event)}; train with --features and those of items alone"
-        )
     return network, checkpoint
 
 

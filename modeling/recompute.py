@@ -5,7 +5,7 @@ import torch
 from numpy.typing import NDArray
 
 from longrec.modeling.events import Events
-from longrec.modeling.features import gap_buckets, seconds
+from longrec.modeling.features import gap_buckets, in_context, seconds
 from longrec.modeling.network import Network
 
 __all__ = ["recompute_scores"]
@@ -13,7 +13,11 @@ __all__ = ["recompute_scores"]
 
 @torch.inference_mode()
 def recompute_scores(
-    network: Network, items: NDArray[np.int64], times_ms: NDArray[np.int64], after: NDArray[np.int64]
+    network: Network,
+    items: NDArray[np.int64],
+    times_ms: NDArray[np.int64],
+    after: NDArray[np.int64],
+    columns: NDArray[np.int64] | None = None,
 ) -> NDArray[np.float32]:
     """Scores of the whole catalogue after the first `after[q]` events of one user's history.
 
@@ -21,16 +25,19 @@ def recompute_scores(
         network: in evaluation mode.
         items, times_ms: [n] the history; an item outside the catalogue is the unknown item.
         after: [Q] in 0..n.
+        columns: [n, C] the events' features; None: unknown.
 
     Returns:
         [Q, num_items].
     """
     config, device = network.config, network.item_table.device
     hidden = network.start[None]  # [1 + n, dim]: row n is the state after n events
+    if columns is None:
+        columns = np.zeros((len(items), len(config.features.columns)), np.int64)
     if len(items):
         inputs = (
             np.minimum(items, config.num_items),
-            gap_buckets(times_ms, None, config.num_gap_buckets),
+            in_context(config, gap_buckets(times_ms, None, config.num_gap_buckets), times_ms, columns),
             seconds(times_ms),
             np.arange(len(items)),
             np.array([0, len(items)], np.int32),

@@ -173,12 +173,12 @@ class CatchUp(UserMemory):
         row = self._pool.row(user)
         return not length or (row != NO_ROW and bool(self._pool.length[row] == length))
 
-    def explain(self, users: Sequence[bytes], items: Ints, gaps: Ints, ranked: Ints, count: int, ends: Ints) -> Ints:
+    def explain(self, users: Sequence[bytes], newest: Ints, ranked: Ints, count: int, ends: Ints) -> Ints:
         """As `UserMemory.explain`."""
         assert self._explainer is not None, "the settings allow explanations"
         rows = np.array([self._pool.row(user) for user in users])
         assert (self._pool.length[rows] == ends).all()
-        return self._explainer.explain(rows, items, gaps, ranked, count, ends)
+        return self._explainer.explain(rows, newest, ranked, count, ends)
 
     def pin(self, user: bytes, pinned: bool) -> None:
         """As `UserMemory.pin`."""
@@ -219,7 +219,7 @@ class CatchUp(UserMemory):
             return self._start.new_empty(0, len(self._start)), []
         rows, counts = rows[:fitting], counts[:fitting]
         pool.reserve(rows, counts)
-        events = np.concatenate([part.rows for part in parts])  # [T, 2]
+        events = np.concatenate([part.rows for part in parts])  # [T, 2 + C]
         try:
             hidden = self._steps.run(step_inputs(pool, self._model, rows, counts, events))
         except BaseException:
@@ -298,7 +298,7 @@ def step_inputs(
     """The next `counts` [B] events of the pool's `rows` [B], as the network takes them; their pages are reserved.
 
     Args:
-        events: [T, 2] item and unix ms, user after user; an item outside the catalogue is the unknown item.
+        events: [T, 2 + C] item, unix ms, features, user after user; an item outside the catalogue is the unknown item.
     """
     total = len(events)
     cu_seqlens = np.zeros(len(rows) + 1, np.int32)
@@ -308,9 +308,10 @@ def step_inputs(
         event_rows = np.repeat(rows, counts)
         positions = np.repeat(positions - cu_seqlens[:-1], counts) + np.arange(total)
     pages = pool.pages(rows, counts)
+    gaps = features.ragged_gap_buckets(events[:, 1], cu_seqlens, pool.time[rows], model.num_gap_buckets)
     return StepInputs(
         items=np.minimum(events[:, 0], model.num_items),
-        gaps=features.ragged_gap_buckets(events[:, 1], cu_seqlens, pool.time[rows], model.num_gap_buckets),
+        gaps=features.in_context(model, gaps, events[:, 1], events[:, 2:]),
         positions=positions,
         slots=pool.places(event_rows, positions),
         cu_seqlens=cu_seqlens,

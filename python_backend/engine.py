@@ -269,7 +269,7 @@ class Engine:
         """Count what the entries' appends brought into the log."""
         rows = [entry.new_rows for entry in entries if entry.outcome is not None]
         if rows:
-            items = np.concatenate(rows)[:, 0]
+            items = np.concatenate([row[:, 0] for row in rows])
             self.observations.events_appended += len(items)
             self.observations.events_unknown += int(np.count_nonzero(items >= self.network.config.num_items))
 

@@ -32,12 +32,12 @@ class Explainer:
     def __init__(self, network: PagedNetwork, pool: MemoryPool) -> None:
         self._network, self._pool = network, pool
 
-    def explain(self, rows: Ints, items: Ints, gaps: Ints, ranked: Ints, count: int, ends: Ints) -> Ints:
+    def explain(self, rows: Ints, newest: Ints, ranked: Ints, count: int, ends: Ints) -> Ints:
         """Positions [B, k, count] of the events that weighed most for each item, heaviest first.
 
         Args:
             rows: [B] of the pool; the newest event is the last of each memory.
-            items, gaps: [B], of the newest event, as the network takes them.
+            newest: [B, 2 + F], item and `Events.gaps` of the newest event.
             ranked: [B, k] items, or NO_ITEM.
             ends: [B], only positions below are given: what comes after is predicted, and not in the log.
         """
@@ -59,15 +59,15 @@ class Explainer:
             max_new=1,
             max_memory=int(lengths.max()),
         )
-        newest = Events(
-            tensor(np.minimum(items, network.config.num_items)),
-            tensor(gaps),
+        events = Events(
+            tensor(np.minimum(newest[:, 0], network.config.num_items)),
+            tensor(newest[:, 1] if newest.shape[1] == 2 else newest[:, 1:]),
             tensor(seconds(pool.time[rows])),
             tensor(positions),
             torch.arange(len(rows) + 1, dtype=torch.int32, device=device),
         )
         vectors = network.item_table[tensor(np.maximum(ranked, 0))]  # [B, k, dim]
-        weights = attention_contributions(network, newest, memory, vectors)
+        weights = attention_contributions(network, events, memory, vectors)
         most = weights.shape[-1] - 1
         columns = np.append(np.arange(most), 0) + pool.first[rows][:, None]  # [B, M + 1]
         columns[:, most] = positions

@@ -254,6 +254,9 @@ class _Transport:
         if self._model != MODEL:
             raise self._missing()
         settings = {name: str(value) for name, value in self._server.service.config.model_dump().items()}
+        schema = self._server.service.engine.network.config.features
+        if schema.columns:
+            settings["schema"] = schema.of_events.to_json()
         return ModelInfo(MODEL, (1,), MAX_USERS, settings)
 
     def _close(self) -> None:

@@ -58,7 +58,7 @@ class Paths(ABC):
         """Let an item follow each path, so many milliseconds [P] after the event before.
 
         Returns:
-            [P, 2], item and gap bucket of these events, as the network takes them.
+            [P, 2 + F], item and `Events.gaps` of these events; their features are unknown.
 
         Raises:
             MachineError: there is no room.
@@ -127,7 +127,8 @@ class PoolPaths(Paths):
         """As `Paths.advance`."""
         pool, own = self._pool, np.array(rows, np.int64)
         counts = np.ones(len(rows), np.int64)
-        events = np.stack([np.array(items, np.int64), next_times(pool.time[own], gaps_ms)], axis=1)
+        events = np.zeros((len(rows), 2 + len(self._model.features.columns)), np.int64)
+        events[:, 0], events[:, 1] = items, next_times(pool.time[own], gaps_ms)
         if pool.num_fitting(own, counts) < len(rows):
             raise MachineError("memory_bytes: expected room for a rollout's events, got none: raise it")
         pool.reserve(own, counts)
@@ -138,4 +139,4 @@ class PoolPaths(Paths):
             pool.unreserve(own, counts)
             raise
         pool.advance(own, counts, events[:, 1], hidden)
-        return np.stack([inputs.items, inputs.gaps], axis=1)
+        return np.column_stack([inputs.items, inputs.gaps])

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from longrec.config import EngineConfig
 from longrec.errors import LongrecError
-from longrec.modeling.features import gap_buckets
+from longrec.modeling.features import gap_buckets, in_context
 from longrec.modeling.network import Network
 from longrec.protocol import Status
 from longrec.python_backend.event_log import EventLog
@@ -49,7 +49,8 @@ class Predictor:
         config: EngineConfig,
     ) -> None:
         self._log, self._memory, self._config = log, memory, config
-        self._num_gap_buckets = network.config.num_gap_buckets
+        self._model = network.config
+        self._no_event = np.zeros(2 + len(network.config.features.event), np.int64)
         self._ranker, self._rollouts = ranker, rollouts
 
     def answer(self, entries: Sequence[Entry], hidden: torch.Tensor) -> list[Answer | None]:
@@ -149,12 +150,15 @@ class Predictor:
         start = max(self._log.extent(query.user).first, after - count)
         return self._log.read(query.user, start, after) if start < after else query.events[:0]
 
-    def _newest_event(self, entry: Entry) -> tuple[int, int]:
-        """Item and gap bucket of the event before `after`."""
+    def _newest_event(self, entry: Entry) -> NDArray[np.int64]:
+        """[2 + F], item and `Events.gaps` of the event before `after`."""
         after = entry.after
         rows = self._newest(entry.query, after, 2)
         before = int(rows[-2, 1]) if len(rows) > 1 else None
-        return int(rows[-1, 0]), int(gap_buckets(rows[-1:, 1], before, self._num_gap_buckets)[0])
+        gaps = gap_buckets(rows[-1:, 1], before, self._model.num_gap_buckets)
+        gaps = in_context(self._model, gaps, rows[-1:, 1], rows[-1:, 2:])
+        newest: NDArray[np.int64] = np.column_stack((rows[-1:, 0], gaps))[0]
+        return newest
 
     def _explain(
         self,
@@ -163,7 +167,7 @@ class Predictor:
         answers: list[Answer],
         failed: dict[int, LongrecError],
     ) -> None:
-        newest: dict[int, tuple[int, int]] = {}
+        newest: dict[int, NDArray[np.int64]] = {}
         for number in numbers:
             entry, answer = entries[number], answers[number]
             nothing = np.full((len(answer.items), entry.query.settings.explain), NO_POSITION)
@@ -180,8 +184,7 @@ class Predictor:
         users = [entries[number].query.user for number in newest]
         ends = np.array([entries[number].after for number in newest])
         count = max(entries[number].query.settings.explain for number in newest)
-        items, gaps = np.array(list(newest.values())).T
-        because = self._memory.explain(users, items, gaps, ranked, count, ends)
+        because = self._memory.explain(users, np.stack(list(newest.values())), ranked, count, ends)
         for number, found in zip(newest, because, strict=True):
             k, explain = len(answers[number].items), entries[number].query.settings.explain
             answers[number] = answers[number]._replace(because=found[:k, :explain])
@@ -207,7 +210,7 @@ class Predictor:
                 times = self._newest(entry.query, entry.after, GAP_EVENTS + 1)[:, 1]
                 gap_ms = int(min(np.median(np.maximum(np.diff(times), 0)), MAX_GAP_MS)) if len(times) > 1 else 0
                 asks_why = entry.query.settings.explain > 0 and entry.after > 0
-                newest = self._newest_event(entry) if asks_why else (0, 0)
+                newest = self._newest_event(entry) if asks_why else self._no_event
             except LongrecError as error:
                 failed[number] = error
                 waiting.pop()

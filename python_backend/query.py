@@ -4,7 +4,9 @@ A request of one user with a few events is the common one, and there are 32 of t
 Python numbers, which cost less than NumPy's calls. The other requests are checked as whole arrays.
 """
 
+from collections.abc import Mapping
 from itertools import pairwise
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +23,7 @@ __all__ = ["Answer", "Query", "parse_queries"]
 Int64Array = NDArray[np.int64]
 COLUMNS = len(protocol.EVENT_COLUMNS)
 POSITION, ITEM, TIME = range(COLUMNS)
+NO_FEATURES: Mapping[str, int] = MappingProxyType({})
 FEW_EVENTS = 8  # up to here plain numbers are quicker than arrays
 
 
@@ -29,7 +32,7 @@ class Query(NamedTuple):
 
     Args:
         user: the key, UTF-8.
-        events: [n, 2] int64: item, unix ms.
+        events: [n, 2 + C] int64: item, unix ms, the features of the model's schema.
         position: of the first event in the user's log; -1: append at the end, unchecked.
         candidates: [c] int64 catalogue indices, or None for the whole catalogue.
         k: items wanted; 0: none (the caller asked for STATE only).
@@ -91,13 +94,15 @@ def parse_queries(
     *,
     wants_items: bool,
     wants_because: bool = False,
+    features: Mapping[str, int] = NO_FEATURES,
 ) -> list[Query]:
     """Check the three tensors of a request and cut them into one query a user.
 
     Args:
-        users: [B, 1] bytes. events: [B, n, 3]. candidates: [B, c].
+        users: [B, 1] bytes. events: [B, n, 3 + c]. candidates: [B, c].
         wants_items: whether ITEMS, SCORES or BECAUSE were asked for.
         wants_because: whether BECAUSE was asked for.
+        features: of the model's schema, in order, each with its largest value; events may lack the last ones, or all.
 
     Raises:
         ArgumentError: naming tensor, expected and got. Nothing has been changed then.
@@ -106,8 +111,12 @@ def parse_queries(
     if users.shape != (batch, 1):
         raise ArgumentError(USER, "shape [B, 1]", got=str(list(users.shape)))
     shape = events.shape
-    if len(shape) != 3 or shape[0] != batch or shape[2] != COLUMNS or events.dtype != np.int64:
-        raise ArgumentError(EVENT, f"INT64 [{batch}, n, {COLUMNS}]", got=f"{events.dtype} {list(shape)}")
+    most = COLUMNS + len(features)
+    if len(shape) != 3 or shape[0] != batch or not COLUMNS <= shape[2] <= most or events.dtype != np.int64:
+        widths = str(COLUMNS) if not features else f"{COLUMNS}..{most}"
+        raise ArgumentError(EVENT, f"INT64 [{batch}, n, {widths}]", got=f"{events.dtype} {list(shape)}")
+    if features:
+        events = _with_features(events, features)
     if candidates.ndim != 2 or len(candidates) != batch or candidates.dtype != np.int64:
         raise ArgumentError(CANDIDATE, f"INT64 [{batch}, c]", got=f"{candidates.dtype} {list(candidates.shape)}")
     if shape[1] > config.max_events_per_request:
@@ -118,7 +127,7 @@ def parse_queries(
     if settings.explain and not wants_because:
         settings = settings._replace(explain=0)
     if batch == 1 and shape[1] <= FEW_EVENTS:
-        own, position = _few(events[0]) if shape[1] else (np.empty((0, 2), np.int64), UNCHECKED_POSITION)
+        own, position = _few(events[0])
         return [Query(_key(users[0, 0]), own, position, None if given is None else given[0], k, settings)]
     keys = [_key(user) for user in users[:, 0].tolist()]
     parts, positions = (_run(events[0]) if batch == 1 else None) or _many(events)
@@ -153,15 +162,24 @@ def _check_candidates(candidates: Int64Array, settings: Settings, config: Engine
     return own
 
 
+def _with_features(events: Int64Array, features: Mapping[str, int]) -> Int64Array:
+    """Events [B, n, 3 + C], of values that the features can have."""
+    missing = COLUMNS + len(features) - events.shape[2]
+    for name, most, column in zip(features, features.values(), events.T[COLUMNS:], strict=False):
+        if column.size and not 0 <= column.min() <= column.max() <= most:
+            raise ArgumentError(f"{EVENT} column {name}", f"values 0..{most} (0: unknown)", got="another one")
+    return np.pad(events, ((0, 0), (0, 0), (0, missing))) if missing else events
+
+
 def _few(rows: Int64Array) -> tuple[Int64Array, int]:
-    """Events [n, 2] in memory of their own, and the first one's position."""
+    """Events [n, 2 + C] in memory of their own, and the first one's position."""
     kept = [row for row in rows.tolist() if row[ITEM] != NO_ITEM]
     if not kept:
-        return np.empty((0, 2), np.int64), UNCHECKED_POSITION
+        return rows[:0, ITEM:].copy(), UNCHECKED_POSITION
     first: int = kept[0][POSITION]
     step = first != UNCHECKED_POSITION
     expected = first
-    for position, item, time in kept:
+    for position, item, time, *_ in kept:
         if item < 0 or time < 0 or position != expected or first < UNCHECKED_POSITION:
             _many(rows[None])  # knows what to say
         expected += step
@@ -170,9 +188,9 @@ def _few(rows: Int64Array) -> tuple[Int64Array, int]:
 
 
 def _run(rows: Int64Array) -> tuple[list[Int64Array], list[int]] | None:
-    """What `_many` gives for one user's rows [n, 3] without padding, in a third of its time: a batch may hold dozens of
-    long histories, and whoever sends one event waits while they are checked. None: `_many` has to look."""
-    position, item, time = rows.T
+    """What `_many` gives for one user's rows [n, 3 + C] without padding, in a third of its time: a batch may hold
+    dozens of long histories, and whoever sends one event waits while they are checked. None: `_many` has to look."""
+    position, item, time = rows.T[:COLUMNS]
     if not len(rows) or item.min() < 0 or time.min() < 0:
         return None
     first = int(position[0])
@@ -183,14 +201,14 @@ def _run(rows: Int64Array) -> tuple[list[Int64Array], list[int]] | None:
 
 
 def _many(events: Int64Array) -> tuple[list[Int64Array], list[int]]:
-    """Each user's events [n, 2], views of one copy of the array, and their first positions."""
+    """Each user's events [n, 2 + C], views of one copy of the array, and their first positions."""
     real = events[:, :, ITEM] != NO_ITEM  # [B, n]
-    rows = events[real]  # [T, 3], a copy
+    rows = events[real]  # [T, 3 + C], a copy
     counts = real.sum(axis=1)  # [B]
     stops = np.cumsum(counts)
     positions = np.full(len(events), UNCHECKED_POSITION)
     if len(rows):
-        position, item, time = rows.T
+        position, item, time = rows.T[:COLUMNS]
         if item.min() < 0:
             raise ArgumentError(
                 f"{EVENT} column item", "a catalogue index >= 0, or -1 for padding", got="a negative item"

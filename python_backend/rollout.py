@@ -35,7 +35,7 @@ class Root(NamedTuple):
         length: of the user's log; their memory stands there, unless it is 0: then there is none.
         gap_ms: milliseconds from one predicted event to the next.
         left_out: items that it must not get, or None.
-        newest: item and gap bucket of event length - 1, for explanations; void where `explain` or length is 0.
+        newest: [2 + F], item and `Events.gaps` of event length - 1, to explain by; void where `explain` or length is 0.
         seen: items of the user's newest events, oldest first, as `Ranker` takes them; None: they don't count.
     """
 
@@ -43,7 +43,7 @@ class Root(NamedTuple):
     length: int
     gap_ms: int
     left_out: Ints | None
-    newest: tuple[int, int]
+    newest: Ints
     seen: Ints | None = None
 
 
@@ -86,7 +86,7 @@ class _Rollout:
 
     Attributes:
         paths: the best ones so far, all of `depth` items; none before the first step.
-        newest: [P, 2] item and gap bucket of each path's last event.
+        newest: [P, 2 + F] item and `Events.gaps` of each path's last event.
         row: of the root's path; NO_ROW before the first step.
         forks: rows of the other paths; they are there to be released at any moment.
     """
@@ -94,7 +94,7 @@ class _Rollout:
     def __init__(self, root: Root) -> None:
         self.root, self.depth = root, 0
         self.paths: list[_Path] = []
-        self.newest = np.array([root.newest], np.int64)
+        self.newest = root.newest[None]
         self.row = NO_ROW
         self.forks: set[int] = set()
 
@@ -238,9 +238,7 @@ class Rollouts:
         some = np.flatnonzero(ends + depths > 0)  # the others have no event that could explain anything
         if len(some):
             rows = np.array([paths[at].row for at in asked[some]])
-            because[some] = self._explainer.explain(
-                rows, newest[asked[some], 0], newest[asked[some], 1], items[asked[some]], count, ends[some]
-            )
+            because[some] = self._explainer.explain(rows, newest[asked[some]], items[asked[some]], count, ends[some])
         for place, at in enumerate(asked):
             paths[at].because = because[place, :, : settings[at].explain]
 

@@ -4,7 +4,7 @@
 """
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,6 +65,7 @@ class Service(NamedTuple):
     rules: Rules
     config: EngineConfig
     parse_settings: SettingsParser
+    features: Mapping[str, int]  # of events, each with its largest value
 
     @classmethod
     def open(
@@ -85,7 +86,8 @@ class Service(NamedTuple):
         network, _ = load_run(checkpoint)
         config = fit_engine(config, network.config)
         with contextlib.ExitStack() as undo:
-            log = open_event_log(config, root, network.config.reach)
+            features = {name: feature.size for name, feature in network.config.features.columns.items()}
+            log = open_event_log(config, root, network.config.reach, len(features))
             undo.callback(log.close)
             rules = Rules(checkpoint / CATALOGUE, root / config.rules)
             rules.watch()
@@ -95,7 +97,7 @@ class Service(NamedTuple):
             # the latest first, for memory is a cache: whoever asks before is served, and rebuilt, as ever
             engine.warm_up(log.recent_users(engine.most_users))
             undo.pop_all()
-        return cls(engine, log, rules, config, SettingsParser(config, rules.bits))
+        return cls(engine, log, rules, config, SettingsParser(config, rules.bits), features)
 
     def read(
         self,
@@ -119,6 +121,7 @@ class Service(NamedTuple):
             *(users, events, candidates, self.parse_settings(parameters), self.config),
             wants_items=bool(outputs & {ITEMS, SCORES, BECAUSE}),
             wants_because=BECAUSE in outputs,
+            features=self.features,
         )
         return Work(queries, outputs)
 

@@ -27,7 +27,8 @@ class StepInputs(NamedTuple):
     """What a pass needs, as host arrays: T new events of B users.
 
     Args:
-        items, gaps, positions, slots: [T] int64. cu_seqlens: [B + 1] int32. All as in `Events` and `ServingMemory`.
+        items, positions, slots: [T] int64. gaps: [T] or [T, 1 + F]. cu_seqlens: [B + 1] int32. All as in `Events` and
+            `ServingMemory`.
         page_indptr: [B + 1] int32; page_indices: [N] int32; lengths: [B] int32, as in `kernels.PagedMemory`.
         seconds: [T] int32, as in `Events`.
     """
@@ -116,16 +117,17 @@ class DecodeStep:
         pages_per_user = (pool.window - 2) // pool.page_size + 2  # of window - 1 events that begin anywhere in a page
         sizes = [-(-size // ALIGNMENT) * ALIGNMENT for size in (batch + 1, batch, batch, batch * pages_per_user)]
         pinned = device.type == "cuda"
-        self._host64 = torch.zeros(4, batch, dtype=torch.int64, pin_memory=pinned)
+        num_gaps = 1 + len(network.config.features.event)
+        self._host64 = torch.zeros(3 + num_gaps, batch, dtype=torch.int64, pin_memory=pinned)
         self._host32 = torch.zeros(sum(sizes), dtype=torch.int32, pin_memory=pinned)
         self._device64 = self._host64.to(device, copy=True)
         self._device32 = self._host32.to(device, copy=True)
-        self._rows = self._host64.numpy()  # items, gaps, positions, slots
+        self._rows = self._host64.numpy()  # items, positions, slots, and gaps with what stands beside them
         self._page_indptr, self._lengths, self._seconds, self._page_indices = (
             part.numpy() for part in torch.split(self._host32, sizes)
         )
         page_indptr, lengths, seconds, page_indices = torch.split(self._device32, sizes)
-        items, gaps, positions, slots = self._device64
+        items, positions, slots, *gaps = self._device64
         self._memory = self._store.memory(
             page_indptr[: batch + 1],
             page_indices,
@@ -135,7 +137,9 @@ class DecodeStep:
             max_memory=pages_per_user * pool.page_size,
         )
         cu_seqlens = torch.arange(batch + 1, dtype=torch.int32, device=device)
-        self._events = Events(items, gaps, seconds[:batch], positions, cu_seqlens)
+        # the columns are views of one buffer, so that no step has to stack them
+        columns = gaps[0] if len(gaps) == 1 else self._device64[3:].T
+        self._events = Events(items, columns, seconds[:batch], positions, cu_seqlens)
         self._clear(0, 0)
         self._copy_in()
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -148,8 +152,8 @@ class DecodeStep:
     def run(self, inputs: StepInputs) -> torch.Tensor:
         """As `StepRunner.run`, of at most `batch` users with one new event each."""
         num_users, num_pages = len(inputs.items), len(inputs.page_indices)
-        for row, array in zip(self._rows, (inputs.items, inputs.gaps, inputs.positions, inputs.slots), strict=True):
-            row[:num_users] = array
+        self._rows[:3, :num_users] = inputs.items, inputs.positions, inputs.slots
+        self._rows[3:, :num_users] = inputs.gaps.T
         self._page_indptr[: num_users + 1] = inputs.page_indptr
         self._lengths[:num_users] = inputs.lengths
         self._seconds[:num_users] = inputs.seconds
@@ -164,8 +168,9 @@ class DecodeStep:
 
     def _clear(self, num_users: int, num_pages: int) -> None:
         """Make the rows from `num_users` on empty."""
-        for row, value in zip(self._rows, (self._num_items, 0, 0, -1), strict=True):
-            row[num_users:] = value
+        self._rows[:, num_users:] = 0
+        self._rows[0, num_users:] = self._num_items
+        self._rows[2, num_users:] = -1  # written nowhere
         self._page_indptr[num_users + 1 :] = num_pages
         self._lengths[num_users:] = 0
 

@@ -77,7 +77,7 @@ class UserMemory(ABC):
         """Whether what is known of the user is their first `length` events, from which more than a state can be had."""
 
     @abstractmethod
-    def explain(self, users: Sequence[bytes], items: Ints, gaps: Ints, ranked: Ints, count: int, ends: Ints) -> Ints:
+    def explain(self, users: Sequence[bytes], newest: Ints, ranked: Ints, count: int, ends: Ints) -> Ints:
         """Positions [B, k, count] of the events that weighed most for each item, as `Explainer.explain`; the users'
         memories must stand at `ends`."""
 

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from longrec.errors import DataError
-from longrec.modeling.features import gap_buckets
+from longrec.modeling.features import gap_buckets, in_context
 from longrec.modeling.network import Network
 from longrec.modeling.seq2seq import Seq2Seq
 from longrec.python_backend.memory_pool import NO_TIME
@@ -73,8 +73,9 @@ class WindowPaths(Paths):
             events = np.concatenate((field.rows, event))
             self._kept[row] = field._replace(rows=events)  # what leaves the window the network leaves out
             previous = None if last == NO_TIME else last
-            newest.append((item, int(gap_buckets(events[-1:, 1], previous, config.num_gap_buckets)[0])))
-        return np.array(newest, np.int64)
+            gaps = gap_buckets(events[-1:, 1], previous, config.num_gap_buckets)
+            newest.append(np.append(item, in_context(config, gaps, events[-1:, 1], events[-1:, 2:])))
+        return np.stack(newest)
 
     def _keep(self, field: Field) -> int:
         row = next(self._rows)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from longrec.errors import DataError
 from longrec.modeling.events import Events
-from longrec.modeling.features import ragged_gap_buckets, seconds
+from longrec.modeling.features import in_context, ragged_gap_buckets, seconds
 from longrec.modeling.network import Network
 from longrec.python_backend.event_log import EventLog, Span
 from longrec.python_backend.memory_pool import NO_TIME
@@ -27,7 +27,7 @@ PASS_EVENTS = 4096  # of more histories at once, activations leave the caches: 2
 
 
 class Field(NamedTuple):
-    """Events [n, 2] that can reach an answer, the first at position `start`; the time of the one before, or NO_TIME."""
+    """Events [n, 2 + C] that can reach an answer, the first at position `start`; the time before them, or NO_TIME."""
 
     start: int
     rows: Rows
@@ -137,7 +137,7 @@ class Windows(UserMemory):
         """True: the log has it."""
         return True
 
-    def explain(self, users: Sequence[bytes], items: Ints, gaps: Ints, ranked: Ints, count: int, ends: Ints) -> Ints:
+    def explain(self, users: Sequence[bytes], newest: Ints, ranked: Ints, count: int, ends: Ints) -> Ints:
         """Nobody may ask."""
         raise AssertionError("the settings allow no explanations")
 
@@ -189,7 +189,7 @@ def events_of(network: Network, fields: Sequence[Field]) -> Events:
     """The users' events as the network takes them, on its device; an item outside the catalogue is the unknown item."""
     config, device = network.config, network.start.device
     counts = np.array([len(field.rows) for field in fields], np.int64)
-    rows = np.concatenate([field.rows for field in fields])  # [T, 2]
+    rows = np.concatenate([field.rows for field in fields])  # [T, 2 + C]
     some = counts > 0
     cu_seqlens = np.cumsum([0, *counts], dtype=np.int32)
     previous = np.array([field.time_before for field in fields], np.int64)[some]
@@ -199,7 +199,7 @@ def events_of(network: Network, fields: Sequence[Field]) -> Events:
     starts = np.array([field.start for field in fields], np.int64) - cu_seqlens[:-1]
     arrays = (
         np.minimum(rows[:, 0], config.num_items),
-        gaps,
+        in_context(config, gaps, rows[:, 1], rows[:, 2:]),
         seconds(rows[:, 1]),
         np.repeat(starts, counts) + np.arange(len(rows)),
         cu_seqlens,

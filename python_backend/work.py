@@ -11,7 +11,7 @@ from longrec.python_backend.query import Query
 
 __all__ = ["Entry", "Rows", "Work"]
 
-Rows = NDArray[np.int64]  # [n, 2] item, unix ms
+Rows = NDArray[np.int64]  # [n, 2 + C] item, unix ms, features
 
 
 @dataclass(slots=True, eq=False)
@@ -84,7 +84,7 @@ class Work:
         return self.rows_start <= start and stop <= self._rows_stop
 
     def rows_between(self, start: int, stop: int) -> Rows:
-        """Events [stop - start, 2] at positions start..stop-1, which `rows` hold."""
+        """Events [stop - start, 2 + C] at positions start..stop-1, which `rows` hold."""
         rows = self.rows[0] if len(self.rows) == 1 else np.concatenate(self.rows)
         if start == self.rows_start and stop - start == len(rows):
             return rows

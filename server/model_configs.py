@@ -15,7 +15,8 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from longrec.config import EngineConfig, engine_config
-from longrec.protocol import CANDIDATE, EVENT, INPUTS, MODEL, OUTPUTS, PROTOCOL_VERSION, USER
+from longrec.protocol import ANY_EVENT, CANDIDATE, EVENT, INPUTS, MODEL, OUTPUTS, PROTOCOL_VERSION, USER
+from longrec.schema import NO_FEATURES, Schema
 
 __all__ = [
     "EXTRAS",
@@ -90,6 +91,7 @@ def model_config(
     *,
     variant: Variant = RECOMMENDER,
     version: int = 1,
+    schema: Schema = NO_FEATURES,
 ) -> Any:
     """The `inference.ModelConfig` message of a model.
 
@@ -103,9 +105,11 @@ def model_config(
             while the last one ran.
         variant: which model.
         version: the one that is served. It is named, so that a rollback is the same load with another number.
+        schema: of the checkpoint; its events' part becomes a model parameter, for who sends events.
     """
     config = model_config_pb2.ModelConfig(name=variant.name, backend="python", max_batch_size=MAX_BATCH)
-    for spec in INPUTS:
+    inputs = [ANY_EVENT if spec.name == EVENT and schema.columns else spec for spec in INPUTS]
+    for spec in inputs:
         ragged = any(dim < 0 for dim in spec.dims)
         config.input.add(
             name=spec.name, data_type=_DTYPES[spec.dtype], dims=spec.dims, allow_ragged_batch=ragged or None
@@ -127,6 +131,8 @@ def model_config(
     for name, value in engine.model_dump().items():
         config.parameters[name].string_value = str(value)
     config.parameters["protocol_version"].string_value = str(PROTOCOL_VERSION)  # the client compares it
+    if schema.columns:
+        config.parameters["schema"].string_value = schema.of_events.to_json()
     if not variant.sequences:  # a sequence would stay open
         _add_warmup(config)
     return config
@@ -135,13 +141,16 @@ def model_config(
 def variant_config(config: Any, variant: Variant) -> Any:
     """The message of another model, for the same version and settings as `config` of model `recommender`."""
     (group,), (version,) = config.instance_group, config.version_policy.specific.versions
+    parameters = {name: value.string_value for name, value in config.parameters.items()}
+    schema = Schema.from_json(parameters["schema"], config.name) if "schema" in parameters else NO_FEATURES
     return model_config(
-        engine_config({name: value.string_value for name, value in config.parameters.items()}, config.name),
+        engine_config(parameters, config.name),
         "gpu" if group.kind == model_config_pb2.ModelInstanceGroup.KIND_GPU else "cpu",
         group.count,
         config.dynamic_batching.max_queue_delay_microseconds,
         variant=variant,
         version=version,
+        schema=schema,
     )
 
 

@@ -24,6 +24,7 @@ from longrec.checkpoint import CATALOGUE, CONFIG, WEIGHTS, load_checkpoint
 from longrec.config import EngineConfig
 from longrec.errors import ArgumentError, CheckpointError
 from longrec.family_settings import fit_engine
+from longrec.schema import Schema
 from longrec.server.model_configs import (
     EXTRAS,
     RECOMMENDER,
@@ -83,7 +84,8 @@ def write_repository(
         The version's folder.
 
     Raises:
-        ArgumentError: version or instances is below 1, there is no such extra, or a setting doesn't fit the family.
+        ArgumentError: version or instances is below 1, there is no such extra, a setting doesn't fit the family, or
+            events that another version may have logged would mean something else.
         CheckpointError: the checkpoint is incomplete or its parts don't fit each other.
     """
     if version is None:
@@ -94,8 +96,10 @@ def write_repository(
     for extra in extras:
         if extra not in EXTRAS:
             raise ArgumentError(f"extra {extra}", f"one of {', '.join(EXTRAS)}")
-    engine = fit_engine(engine, load_checkpoint(checkpoint).config)
-    config = model_config(engine, kind, instances, max_queue_delay_microseconds, version=version)
+    shape = load_checkpoint(checkpoint).config
+    engine, schema = fit_engine(engine, shape), shape.features
+    _check_log(repository, schema, engine.event_log)
+    config = model_config(engine, kind, instances, max_queue_delay_microseconds, version=version, schema=schema)
     target = _write_version(repository / RECOMMENDER.name, RECOMMENDER, config, checkpoint)
     if select or served_version(repository) is None:
         select_version(repository, version, extras=extras)
@@ -171,6 +175,26 @@ def check_repository(repository: Path) -> None:
         model = repository / variant.name
         if (model / SERVED).is_file():
             _check_model(model, variant)
+
+
+def _check_log(repository: Path, schema: Schema, event_log: str) -> None:
+    """Whether events that other versions may have logged mean the same to a model of this schema.
+
+    Raises:
+        ArgumentError: they don't.
+    """
+    for version in versions_in(repository):
+        path = repository / RECOMMENDER.name / str(version) / SERVED
+        parameters = read_config(path).parameters
+        if "schema" not in parameters or parameters["event_log"].string_value != event_log:
+            continue
+        misread = schema.misread(Schema.from_json(parameters["schema"].string_value, path))
+        if misread:
+            raise ArgumentError(
+                f"features.{misread}",
+                f"the column of version {version}, as the log holds it; values may be appended",
+                remedy="import the data with that version's values and edges in the schema, or set another event_log",
+            )
 
 
 def _check_model(model: Path, variant: Variant) -> None:

@@ -19,11 +19,15 @@ from longrec.protocol import Status
 from longrec.python_backend.event_log.log import Append, Appended, Extent, compare, conflict
 from longrec.python_backend.event_log.records import (
     CHUNK_EVENTS,
-    ROW_BYTES,
+    COLUMNS,
+    Chunk,
+    Rows,
     chunk_of,
     continue_chunk,
-    cut_chunk,
     extend_chunk,
+    fit_columns,
+    row_bytes,
+    rows_of_chunk,
     verify_chunk,
 )
 
@@ -40,12 +44,16 @@ LITTLE_ENDIAN: Final = np.dtype("<i8")
 
 
 class _Tail(NamedTuple):
-    """A user's last chunk: its first position, value, number of events, checksum; empty for a user never seen."""
+    """A user's last chunk: its first position, value and header; empty for a user never seen."""
 
     first: int
     value: bytes
-    events: int
-    crc: int
+    chunk: Chunk
+
+    @property
+    def length(self) -> int:
+        """Of the user's log."""
+        return self.first + self.chunk.events
 
 
 def append_batch(
@@ -61,13 +69,14 @@ def append_batch(
         for append in appends:
             user, position, events = append
             prefix = pack_length(len(user)) + user
-            payload = events.tobytes() if events.dtype == LITTLE_ENDIAN else events.astype(LITTLE_ENDIAN).tobytes()
             try:
                 if position > 0:
                     first = chunk_of(position - 1)
                     key = prefix + pack_place(first)
                     value = chunks.get(key) or get(key)
-                    if value and (extended := continue_chunk(user, first, value, position, payload)):
+                    if value and (
+                        extended := continue_chunk(user, first, value, position, _bytes(events), events.shape[1])
+                    ):
                         chunks[key] = extended
                         users.add(user)
                         outcomes.append(Appended(OK, 0, position + len(events)))
@@ -77,24 +86,23 @@ def append_batch(
                     chunks.clear()
                     users.clear()
                 tail = _tail(cursor, prefix, user)
-                length = tail.first + tail.events
+                length = tail.length
                 outcome = compare(append, length)
                 if (
                     outcome.skipped
                     and outcome.status is OK
-                    and not _holds(cursor, prefix, user, position, payload[: outcome.skipped * ROW_BYTES])
+                    and not _holds(cursor, prefix, user, position, events[: outcome.skipped])
                 ):
                     outcome = conflict(append, length)
             except DataError as error:
                 outcomes.append(error)
                 continue
-            payload = payload[outcome.skipped * ROW_BYTES :]
-            if payload:
-                grown = _grow(user, prefix, tail, payload, chunks)
+            if outcome.skipped < len(events):
+                grown = _grow(user, prefix, tail, events[outcome.skipped :], chunks)
                 users.add(user)
-                if grown.first != tail.first or not tail.events:
+                if grown.first != tail.first or not tail.chunk.events:
                     begun.setdefault(prefix, length)
-                outcome = Appended(OK, outcome.skipped, grown.first + grown.events)
+                outcome = Appended(OK, outcome.skipped, grown.length)
             outcomes.append(outcome)
         if chunks:
             cursor.putmulti(chunks.items())
@@ -104,33 +112,57 @@ def append_batch(
     return outcomes
 
 
-def _grow(user: bytes, prefix: bytes, tail: "_Tail", payload: bytes, chunks: dict[bytes, bytes]) -> "_Tail":
-    """The user's tail with the rows `payload` behind it; each chunk that this changes goes into `chunks`."""
-    first, value, count, crc = tail
+def _bytes(rows: Rows) -> bytes:
+    """Rows as chunks hold them."""
+    return rows.tobytes() if rows.dtype == LITTLE_ENDIAN else rows.astype(LITTLE_ENDIAN).tobytes()
+
+
+def _grow(user: bytes, prefix: bytes, tail: "_Tail", rows: Rows, chunks: dict[bytes, bytes]) -> "_Tail":
+    """The user's tail with `rows` behind it, at least one; each chunk that this changes goes into `chunks`.
+
+    A last chunk that has room and fewer columns is written anew with as many; one with more gets 0 in these.
+    """
+    first, value, chunk = tail
+    columns = rows.shape[1]
+    if chunk.events == CHUNK_EVENTS:
+        first, value = first + CHUNK_EVENTS, b""
+        chunk = verify_chunk(user, first, value)
+    if value and chunk.columns < columns:
+        held = fit_columns(rows_of_chunk(user, first, value), columns)
+        value, chunk = extend_chunk(b"", verify_chunk(user, first, b"")._replace(columns=columns), _bytes(held))
+    elif chunk.columns > columns:
+        columns = chunk.columns
+        rows = fit_columns(rows, columns)
+    payload, row = _bytes(rows), row_bytes(columns)
+    chunk = chunk._replace(columns=columns)
     while payload:
-        if count == CHUNK_EVENTS:
+        if chunk.events == CHUNK_EVENTS:
             first, value = first + CHUNK_EVENTS, b""
-            count, crc = verify_chunk(user, first, value)
-        room = (CHUNK_EVENTS - count) * ROW_BYTES
-        value, count, crc = extend_chunk(value, count, crc, payload[:room])
+            chunk = verify_chunk(user, first, value)._replace(columns=columns)
+        room = (CHUNK_EVENTS - chunk.events) * row
+        value, chunk = extend_chunk(value, chunk, payload[:room])
         chunks[prefix + PLACE.pack(first)] = value
         payload = payload[room:]
-    return _Tail(first, value, count, crc)
+    return _Tail(first, value, chunk)
 
 
-def _holds(cursor: Cursor, prefix: bytes, user: bytes, position: int, payload: bytes) -> bool:
-    """Whether the rows from `position` on, which the log has had, are `payload`, as far as retention has kept them.
+def _holds(cursor: Cursor, prefix: bytes, user: bytes, position: int, sent: Rows) -> bool:
+    """Whether the events from `position` on, which the log has had, are `sent`, as far as retention has kept them.
 
     Raises:
         DataError: a chunk of them is damaged.
     """
-    stop = position + len(payload) // ROW_BYTES
+    stop = position + len(sent)
     oldest = _first(cursor, prefix)
     for first in range(max(chunk_of(position), oldest), stop, CHUNK_EVENTS):
         start, end = max(first, position), min(first + CHUNK_EVENTS, stop)
         value = cursor.value() if cursor.set_key(prefix + PLACE.pack(first)) else b""
-        sent = payload[(start - position) * ROW_BYTES : (end - position) * ROW_BYTES]
-        if cut_chunk(user, first, value, start, end) != sent:
+        rows = rows_of_chunk(user, first, value) if value else np.empty((0, COLUMNS), np.int64)
+        if first + len(rows) < end:
+            raise DataError(
+                f"chunk at {first}: expected {end - first} events, got {len(rows)}; the log is damaged there"
+            )
+        if (rows[start - first : end - first, :COLUMNS] != sent[start - position : end - position, :COLUMNS]).any():
             return False
     return True
 
@@ -141,7 +173,7 @@ def peek(cursor: Cursor, append: Append) -> Appended | DataError:
         tail = _tail(cursor, prefix_of(append.user), append.user)
     except DataError as error:
         return error
-    return compare(append, tail.first + tail.events)
+    return compare(append, tail.length)
 
 
 def prefix_of(user: bytes) -> bytes:
@@ -163,19 +195,19 @@ def extent_of(cursor: Cursor, user: bytes) -> Extent:
     """The positions that the user's log holds. Raises `DataError` where its end is damaged."""
     prefix = prefix_of(user)
     tail = _tail(cursor, prefix, user)
-    return Extent(_first(cursor, prefix), tail.first + tail.events) if tail.events else Extent(0, 0)
+    return Extent(_first(cursor, prefix), tail.length) if tail.chunk.events else Extent(0, 0)
 
 
 def _tail(cursor: Cursor, prefix: bytes, user: bytes) -> _Tail:
     """The user's tail, searched for."""
     found = cursor.prev() if cursor.set_range(prefix + LAST_PLACE) else cursor.last()
     if not found:
-        return _Tail(0, b"", *verify_chunk(user, 0, b""))
+        return _Tail(0, b"", verify_chunk(user, 0, b""))
     key, value = cursor.item()
     if not key.startswith(prefix):
-        return _Tail(0, b"", *verify_chunk(user, 0, b""))
+        return _Tail(0, b"", verify_chunk(user, 0, b""))
     first = int(PLACE.unpack_from(key, len(prefix))[0])
-    return _Tail(first, value, *verify_chunk(user, first, value))
+    return _Tail(first, value, verify_chunk(user, first, value))
 
 
 def _first(cursor: Cursor, prefix: bytes) -> int:

@@ -35,7 +35,15 @@ from longrec.python_backend.event_log.lmdb_batch import (
 )
 from longrec.python_backend.event_log.log import Append, Appended, EventLog, Extent, Span, missing
 from longrec.python_backend.event_log.recency import PAGES_KEPT, Page, RecentUsers, users_of_page
-from longrec.python_backend.event_log.records import CHUNK_EVENTS, COLUMNS, FORMAT, Rows, chunk_of, rows_of_chunk
+from longrec.python_backend.event_log.records import (
+    CHUNK_EVENTS,
+    COLUMNS,
+    FORMAT,
+    Rows,
+    chunk_of,
+    fit_columns,
+    rows_of_chunk,
+)
 
 __all__ = ["LmdbLog"]
 
@@ -61,6 +69,7 @@ class LmdbLog(EventLog):
             its file system keeps the order of writes. `none`: the operating system decides.
         flush_milliseconds: of `interval`.
         max_bytes: size limit of the file.
+        num_features: columns that reads give behind item and time: 0, unknown, where an event was written without.
         max_user_events: the newest events of a user that are kept whatever comes; older chunks are dropped by the next
             append that begins a chunk. 0: everything is kept.
 
@@ -77,8 +86,10 @@ class LmdbLog(EventLog):
         flush_milliseconds: int = 100,
         max_bytes: int = 16 << 30,
         max_user_events: int = 0,
+        num_features: int = 0,
     ) -> None:
         self.path, self._durability = path, durability
+        self._columns = COLUMNS + num_features
         self._max_user_events, self._max_bytes = max_user_events, max_bytes
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -288,12 +299,13 @@ class LmdbLog(EventLog):
     def _read(self, transaction: Transaction, span: Span) -> Rows | DataError:
         user, start, stop = span
         if start >= stop:
-            return np.empty((0, COLUMNS), np.int64)
+            return np.empty((0, self._columns), np.int64)
         prefix, parts = prefix_of(user), []
         try:
             for first in range(chunk_of(start), stop, CHUNK_EVENTS):
                 value = transaction.get(prefix + PLACE.pack(first))
                 rows = rows_of_chunk(user, first, value) if value else np.empty((0, COLUMNS), np.int64)
+                rows = fit_columns(rows, self._columns)
                 if first + len(rows) < min(stop, first + CHUNK_EVENTS):
                     with transaction.cursor() as cursor:
                         return missing(str(self.path), start, stop, extent_of(cursor, user))

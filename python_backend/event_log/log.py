@@ -2,7 +2,8 @@
 
 Position p of a user's log names an event for ever. An append is compare-and-append: it states the position of its first
 event, and what the log already holds is skipped, so that a retry changes nothing. What is skipped must be what the log
-holds there, item and time; if one event differs the append is a conflict, and nothing of it is written.
+holds there, item and time; if one event differs the append is a conflict, and nothing of it is written. An event's
+features aren't compared: what was written first stays.
 
 A log with a retention limit forgets a user's oldest events, a whole chunk (`records.CHUNK_EVENTS`) at a time. Positions
 stay true: such a log begins at a position above 0, and ends where it would have ended without the limit. What was
@@ -21,7 +22,7 @@ __all__ = ["Append", "Appended", "EventLog", "Extent", "Span", "compare", "confl
 
 
 class Append(NamedTuple):
-    """Events [n, 2] (item, unix ms) for the log of `user`, the first at `position` (-1: at the end, unchecked)."""
+    """Events [n, 2 + C] (item, unix ms, features) for the log of `user`, the first at `position` (-1: at the end)."""
 
     user: bytes
     position: int
@@ -94,7 +95,7 @@ class EventLog(ABC):
 
     @abstractmethod
     def read_many(self, spans: Sequence[Span]) -> list[Rows | DataError]:
-        """Events [stop - start, 2] of each span, which the user's log must hold; in one transaction or round trip.
+        """Events [stop - start, 2 + C] of each span, which the user's log must hold; in one transaction or round trip.
 
         Only the chunks that hold them are touched.
 
@@ -107,7 +108,7 @@ class EventLog(ABC):
         """
 
     def read(self, user: bytes, start: int, stop: int) -> Rows:
-        """Events [stop - start, 2] at positions start..stop-1, which the log must hold.
+        """Events [stop - start, 2 + C] at positions start..stop-1, which the log must hold.
 
         Raises:
             DataError: events are damaged, dropped by the retention limit, or were never there.

@@ -9,13 +9,14 @@ from longrec.python_backend.event_log.log import EventLog
 __all__ = ["open_event_log", "open_written_log"]
 
 
-def open_event_log(config: EngineConfig, root: Path, reach: int | None) -> EventLog:
+def open_event_log(config: EngineConfig, root: Path, reach: int | None, num_features: int = 0) -> EventLog:
     """The log that `config.event_log` names.
 
     Args:
         config: its log settings.
         root: what a relative folder is relative to.
         reach: newest events that can reach an answer of the network; None: all of them.
+        num_features: columns of an event behind item and time.
 
     Raises:
         ArgumentError: `config.max_user_events` would drop events that a rebuild needs.
@@ -38,6 +39,7 @@ def open_event_log(config: EngineConfig, root: Path, reach: int | None) -> Event
             durability=config.durability,
             max_bytes=config.log_bytes,
             max_user_events=config.max_user_events,
+            num_features=num_features,
         )
     from longrec.python_backend.event_log.lmdb_log import LmdbLog
 
@@ -47,14 +49,15 @@ def open_event_log(config: EngineConfig, root: Path, reach: int | None) -> Event
         flush_milliseconds=config.flush_milliseconds,
         max_bytes=config.log_bytes,
         max_user_events=config.max_user_events,
+        num_features=num_features,
     )
 
 
-def open_written_log(config: EngineConfig, root: Path) -> EventLog:
+def open_written_log(config: EngineConfig, root: Path, num_features: int = 0) -> EventLog:
     """The log that `config.event_log` names, to be read while servers write it.
 
     Args:
-        config, root: as `open_event_log`.
+        config, root, num_features: as `open_event_log`.
 
     Raises:
         ArgumentError: there is no such folder.
@@ -65,4 +68,4 @@ def open_written_log(config: EngineConfig, root: Path) -> EventLog:
             f"event_log={config.event_log}", "the folder of an event log", remedy="it is beside the served repository"
         )
     # nothing is written, so nothing has to be durable or dropped
-    return open_event_log(config.model_copy(update={"durability": "none", "max_user_events": 0}), root, 0)
+    return open_event_log(config.model_copy(update={"durability": "none", "max_user_events": 0}), root, 0, num_features)

@@ -1,6 +1,6 @@
 """The event log in Redis, for several servers. The only file that knows Redis.
 
-    longrec:format         ASCII decimal of `records.FORMAT`
+    longrec:format         ASCII decimal of `records.FORMAT`; `+n` behind it in a store of rows with n features
     longrec:bytes          sum of the bytes of all sealed rows
     longrec:recent         sorted set: user's key -> unix milliseconds of the last append, by the server's clock
     longrec:states         hash: user's key -> what `write_states` kept
@@ -29,10 +29,11 @@ from longrec.python_backend.event_log.records import (
     CHUNK_EVENTS,
     COLUMNS,
     FORMAT,
-    SEALED_ROW_BYTES,
     Rows,
     chunk_of,
+    fit_columns,
     seal_rows,
+    sealed_row_bytes,
     unseal_rows,
 )
 
@@ -98,8 +99,14 @@ for n = 1, #KEYS - 3 do
             local found, damage = held(name, user, from, to)
             if damage then
                 refused = damage
-            elseif found ~= string.sub(rows, (from - position) * row + 1, skipped * row) then
-                refused = {2, count, user.length, from, found}
+            else
+                for at = 0, to - from - 1 do  -- item and time say which event it is
+                    local sent = (from - position + at) * row
+                    if string.sub(found, at * row + 1, at * row + 16) ~= string.sub(rows, sent + 1, sent + 16) then
+                        refused = {2, count, user.length, from, found}
+                        break
+                    end
+                end
             end
         end
     end
@@ -161,6 +168,7 @@ class RedisLog(EventLog):
         url: `redis://[user:password@]host[:port][/db]`; `rediss://` for TLS.
         durability: what the server must do, and is asked for when the log is opened. `commit`: `appendfsync always`.
             `interval`: `everysec`. `none`: anything.
+        num_features: columns of a row behind item and time; fixed when the store is first written.
         max_bytes: of all users' events; the server needs about as much memory again for its own tables.
         max_user_events: as `LmdbLog`'s.
 
@@ -177,13 +185,17 @@ class RedisLog(EventLog):
         durability: Literal["commit", "interval", "none"] = "interval",
         max_bytes: int = 16 << 30,
         max_user_events: int = 0,
+        num_features: int = 0,
     ) -> None:
         self._store = _name_of(url)
+        self._columns = COLUMNS + num_features
+        self._format = f"{FORMAT}+{num_features}" if num_features else str(FORMAT)
         self._durability, self._max_bytes = durability, max_bytes
         self._held_bytes: int | None = None  # as the server said last
         # monotonic seconds of the last second's first append, and of the last append
         self._window_at = self._appended_at = -math.inf
-        self._arguments = (FORMAT, CHUNK_EVENTS, SEALED_ROW_BYTES, max_user_events, max_bytes, USER_KEY)
+        row = sealed_row_bytes(self._columns)
+        self._arguments = (self._format, CHUNK_EVENTS, row, max_user_events, max_bytes, USER_KEY)
         self._redis = redis.Redis.from_url(
             url,
             socket_timeout=TIMEOUT_SECONDS,
@@ -210,7 +222,7 @@ class RedisLog(EventLog):
             return []
         arguments: list[Any] = [*self._arguments]
         for append in appends:
-            arguments += (append.position, seal_rows(append.user, append.events))
+            arguments += (append.position, seal_rows(append.user, fit_columns(append.events, self._columns)))
         keys = [FORMAT_KEY, BYTES_KEY, RECENT_KEY, *(USER_KEY + append.user for append in appends)]
         reply = self._ask(lambda: self._run_script(keys, arguments), "whether the events were appended is unknown")
         if reply[0] == b"format":
@@ -280,8 +292,9 @@ class RedisLog(EventLog):
         if status == DAMAGED:
             return self._damaged(f"chunk at {skipped}: expected {length} events, got another number")
         if held:  # other rows than the append's, or damaged ones
+            first, found = held
             try:
-                unseal_rows(append.user, *held)
+                unseal_rows(append.user, first, found, self._columns)
             except DataError as error:
                 return self._damaged(str(error))
         return Appended(Status(status), skipped, length)
@@ -290,7 +303,7 @@ class RedisLog(EventLog):
         """The events of a span from the fields `first` and `length` and the values of its chunks."""
         user, start, stop = span
         if start >= stop:
-            return np.empty((0, COLUMNS), np.int64)
+            return np.empty((0, self._columns), np.int64)
         extent = _extent(values[:2])
         if start < extent.first or stop > extent.length:
             return missing(self._store, start, stop, extent)
@@ -298,7 +311,7 @@ class RedisLog(EventLog):
         for first, value in zip(firsts, values[2:], strict=True):
             expected = min(extent.length - first, CHUNK_EVENTS)
             try:
-                rows = unseal_rows(user, first, value or b"")
+                rows = unseal_rows(user, first, value or b"", self._columns)
             except DataError as error:
                 return self._damaged(str(error))
             if len(rows) != expected:
@@ -349,7 +362,7 @@ class RedisLog(EventLog):
                 "acknowledged events; CONFIG SET maxmemory-policy noeviction"
             )
         found = self._ask(lambda: self._redis.get(FORMAT_KEY))
-        if found not in (None, str(FORMAT).encode()):
+        if found not in (None, self._format.encode()):
             raise self._other_format(found)
         if durability == "none":
             return
@@ -364,8 +377,9 @@ class RedisLog(EventLog):
 
     def _other_format(self, found: bytes) -> DataError:
         return DataError(
-            f"event_log={self._store}: expected a log of format {FORMAT}, got {found.decode(errors='replace')}; "
-            "serve it with the release that wrote it, or set event_log to another database"
+            f"event_log={self._store}: expected a log of format {self._format}, got "
+            f"{found.decode(errors='replace')} (+n: with n features); serve it with the release and the features that "
+            "wrote it, or set event_log to another database"
         )
 
     def _damaged(self, message: str) -> DataError:

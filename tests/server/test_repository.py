@@ -5,12 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from longrec.catalogue import Catalogue
 from longrec.checkpoint import CATALOGUE, CONFIG, WEIGHTS, load_checkpoint, save_checkpoint
 from longrec.config import EngineConfig, ModelConfig
 from longrec.errors import ArgumentError, CheckpointError
+from longrec.modeling import Transformer, save_run
 from longrec.protocol import MODEL
+from longrec.schema import EventCategory, EventFeature, Schema, Weekday
 from longrec.server.model_configs import EXTRAS, parse_config_text
 from longrec.server.repository import (
     check_repository,
@@ -160,3 +163,42 @@ def test_check_wants_a_config_that_names_a_version(checkpoint: Path, tmp_path: P
     (version.parent / "config.pbtxt").write_text(text)
     with pytest.raises(CheckpointError, match="expected a model config that names a version"):
         check_repository(tmp_path / "repository")
+
+
+def with_features(folder: Path, **features: EventFeature) -> Path:
+    torch.manual_seed(0)
+    config = ModelConfig(num_items=3, dim=8, num_layers=1, hidden_dim=8, window=8, features=Schema(event=features))
+    save_run(folder, Transformer(config), config, Catalogue(["a", "b", "c"], ["A", "B", "C"]), {})
+    return folder
+
+
+def test_the_wire_of_events_with_features_is_stated(tmp_path: Path) -> None:
+    action = EventCategory(kind="category", values=("view", "buy"))
+    run = with_features(tmp_path / "run", action=action, day=Weekday(kind="weekday"))
+    write_repository(run, tmp_path / "repository", engine=EngineConfig(), extras=list(EXTRAS))
+    for name in models_in(tmp_path / "repository"):
+        config = parse(tmp_path / "repository" / name / "config.pbtxt")
+        assert list(next(one.dims for one in config.input if one.name == "EVENT")) == [-1, -1]
+        schema = Schema.from_json(config.parameters["schema"].string_value, "here")
+        assert list(schema.event) == ["action", "day"]
+        assert schema.columns == {"action": action}
+
+
+@pytest.mark.parametrize(
+    ("values", "fits"),
+    [(("view", "buy", "like"), True), (("view",), True), (("buy", "view"), False), (("view", "like", "buy"), False)],
+)
+def test_a_version_that_would_misread_the_log_is_refused(tmp_path: Path, values: tuple[str, ...], fits: bool) -> None:
+    repository = tmp_path / "repository"
+    old = with_features(tmp_path / "old", action=EventCategory(kind="category", values=("view", "buy")))
+    new = with_features(tmp_path / "new", action=EventCategory(kind="category", values=values))
+    plain = with_features(tmp_path / "plain")
+    write_repository(old, repository, engine=EngineConfig())
+    write_repository(plain, repository, engine=EngineConfig())
+    write_repository(new, tmp_path / "other", engine=EngineConfig(event_log="../another"))
+    if fits:
+        write_repository(new, repository, engine=EngineConfig())
+    else:
+        with pytest.raises(ArgumentError, match=r"features\.action: expected the column of version 1"):
+            write_repository(new, repository, engine=EngineConfig())
+        write_repository(new, repository, engine=EngineConfig(event_log="../another"))

@@ -9,12 +9,16 @@ from longrec.python_backend.event_log import records
 
 def chunk(user, first, events):
     payload = np.ascontiguousarray(events, "<i8").tobytes()
-    return records.extend_chunk(b"", *records.verify_chunk(user, first, b""), payload)[0]
+    header = records.verify_chunk(user, first, b"")._replace(columns=events.shape[1])
+    return records.extend_chunk(b"", header, payload)[0]
 
 
 @pytest.mark.parametrize(
     ("encode", "decode"),
-    [(chunk, records.rows_of_chunk), (lambda user, _, events: records.seal_rows(user, events), records.unseal_rows)],
+    [
+        (chunk, records.rows_of_chunk),
+        (lambda user, _, events: records.seal_rows(user, events), lambda *value: records.unseal_rows(*value, 2)),
+    ],
     ids=["chunk", "sealed"],
 )
 def test_damage_is_found(encode, decode, rows):
@@ -41,13 +45,14 @@ def test_a_damaged_chunk_can_not_be_extended(rows):
     value = bytearray(chunk(b"u", 0, rows(1, 2)))
     value[-1] ^= 1
     with pytest.raises(DataError, match="checksum"):
-        records.continue_chunk(b"u", 0, bytes(value), 2, rows(3).tobytes())
+        records.continue_chunk(b"u", 0, bytes(value), 2, rows(3).tobytes(), 2)
 
 
 def test_a_chunk_is_continued_as_it_is_extended_where_it_ends_there(rows):
     value, payload = chunk(b"u", 64, rows(*range(60))), rows(60, 61, 62, 63).tobytes()
-    extended, count, crc = records.extend_chunk(value, *records.verify_chunk(b"u", 64, value), payload)
-    assert records.continue_chunk(b"u", 64, value, 124, payload) == extended
-    assert records.verify_chunk(b"u", 64, extended) == (count, crc)
+    extended, header = records.extend_chunk(value, records.verify_chunk(b"u", 64, value), payload)
+    assert records.continue_chunk(b"u", 64, value, 124, payload, 2) == extended
+    assert records.verify_chunk(b"u", 64, extended) == header
+    assert records.continue_chunk(b"u", 64, value, 124, bytes(96), 3) is None  # rows of other columns
     for position, more in ((123, payload), (125, payload), (124, payload + payload), (124, b"")):
-        assert records.continue_chunk(b"u", 64, value, position, more) is None
+        assert records.continue_chunk(b"u", 64, value, position, more, 2) is None
