@@ -67,6 +67,11 @@ def update(
     served = read_served(repository) if repository else None
     base = find_base(run, served.weights_hash if served else None)
     catalogue = base.checkpoint.catalogue
+    if base.checkpoint.config.features.event:
+        names = ", ".join(base.checkpoint.config.features.event)
+        raise ArgumentError(
+            str(run), "a run without features of events", got=names, remedy="train it anew: `longrec train --from`"
+        )
     wanted = {"epochs": epochs, "learning_rate": learning_rate, "max_seconds": max_seconds, "seed": seed}
     recorded = base.checkpoint.training.get("config", {})
     config = parse_config(TrainConfig, {**recorded, **wanted, "validate_every": 1}, "longrec update")

@@ -59,25 +59,31 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.items)
 
-    def events(self, user: int) -> NDArray[np.int64]:
+    def events(self, user: int, schema: Schema = NO_FEATURES) -> NDArray[np.int64]:
         """[n, 3 + C] int64: a user's history as the wire's EVENT has it: position, catalogue index, unix ms, features.
 
         Args:
             user: index into `users`.
+            schema: of the model that shall get them, some of the dataset's features.
         """
         rows = slice(self.indptr[user], self.indptr[user + 1])
         items = self.items[rows]
         fixed = np.stack((np.arange(len(items)), items, self.times_ms[rows]), axis=1)
-        return np.concatenate((fixed, self.context(rows=rows)), axis=1)
+        return np.concatenate((fixed, self.context(schema, rows)), axis=1)
 
     def context(self, schema: Schema | None = None, rows: slice = slice(None)) -> NDArray[np.int64]:
         """[n, C] int64: the events' features as the wire has them, in the schema's order; 0: unknown.
 
         Args:
             schema: some of the features of the dataset's; None: all.
+
+        Raises:
+            DataError: the dataset lacks one, or has it with other values.
         """
         columns = []
         for name, feature in (schema or self.schema).columns.items():
+            if self.schema.event.get(name) != feature:
+                raise DataError(f"{self.name}: expected feature {name} as the model's schema has it; import it so")
             values = self.columns[name][rows]
             columns.append(values if isinstance(feature, EventCategory) else feature.indices(values))
         return np.stack(columns, axis=1) if columns else np.zeros((len(self.items[rows]), 0), np.int64)

@@ -1,6 +1,7 @@
 """A network to and from a checkpoint folder: the one place that knows how modules and their named arrays correspond."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,7 @@ def load_run(folder: Path) -> tuple[Network, Checkpoint]:
     network.load_state_dict(state, assign=True)
     if len(checkpoint.added):
         network.add_items(torch.from_numpy(checkpoint.added.vectors))
+        checkpoint = replace(checkpoint, config=network.config)
     return network.eval(), checkpoint
 
 

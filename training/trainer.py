@@ -92,10 +92,11 @@ def train(
         raise ArgumentError(f"num_items={model.num_items}", f"{len(dataset.catalogue)}, the length of the catalogue")
     if model.repeats and config.loss != "softmax":
         raise ArgumentError(f"loss={config.loss}", "softmax with repeats")
-    for wanted, known in ((model.features.event, dataset.schema.event), (model.features.item, dataset.schema.item)):
-        for name, feature in wanted.items():
-            if known.get(name) != feature:
-                raise ArgumentError(f"features.{name}", f"a feature of {dataset.name}, as its schema has it")
+    lacking = [name for name, feature in model.features.event.items() if dataset.schema.event.get(name) != feature]
+    if initial is None or dataset.attributes is not None:  # else a trained table of items is learnt on as it is
+        lacking += [name for name, feature in model.features.item.items() if dataset.schema.item.get(name) != feature]
+    if lacking:
+        raise ArgumentError(f"features.{lacking[0]}", f"a feature of {dataset.name}, as its schema has it")
     if validated and not len(split.evaluated):
         raise DataError(f"{dataset.name}: expected at least one user with 3 events, to validate on")
     device = torch.device(device)

@@ -9,7 +9,7 @@ from longrec.attributes import encode_attributes
 from longrec.cli.main import app
 from longrec.datasets import Dataset
 from longrec.errors import ArgumentError, DataError
-from longrec.schema import Schema
+from longrec.schema import EventCategory, Schema
 
 EVENTS = "user_id,item_id,timestamp,action,dwell\nu,a,1,view,5\nu,b,2,,\nv,a,1,buy,50\nv,c,3,view,500\n"
 ITEMS = "item_id;movie_title;class;price\n".replace(";", ",") + "a,A,Drama|Comedy,3\nb,B,Comedy,\nc,C,,9\nd,D,Drama,1\n"
@@ -64,7 +64,8 @@ def test_a_dataset_keeps_what_the_schema_declares(folder: Path) -> None:
     assert data.columns["action"].tolist() == [2, 0, 1, 2]
     assert data.columns["dwell"][[0, 2, 3]].tolist() == [5.0, 50.0, 500.0]
     assert np.isnan(data.columns["dwell"][1])
-    assert data.events(0).tolist() == [[0, 0, 1000, 2, 1], [1, 1, 2000, 0, 0]]
+    assert data.events(0).tolist() == [[0, 0, 1000], [1, 1, 2000]]
+    assert data.events(0, data.schema).tolist() == [[0, 0, 1000, 2, 1], [1, 1, 2000, 0, 0]]
     assert data.context(data.schema.pick(["dwell"])).tolist() == [[1], [0], [2], [2]]
     assert data.attributes is not None
     assert data.attributes["facts"].to_list() == [["by x"], None, ["in x"]]
@@ -145,3 +146,10 @@ def test_a_schema_with_items_wants_their_file() -> None:
     frame = pl.DataFrame({"user": ["u"], "item": ["a"], "time_ms": [0]})
     with pytest.raises(DataError, match="expected the features price"):
         Dataset.from_interactions("test", frame, schema=schema)
+
+
+def test_a_model_of_other_features_is_refused(folder: Path) -> None:
+    data = imported(folder)
+    other = Schema(event={"action": EventCategory(kind="category", values=("view",))})
+    with pytest.raises(DataError, match="expected feature action as the model's schema has it"):
+        data.events(0, other)

@@ -27,6 +27,6 @@ def test_movielens_100k_is_what_the_protocol_says() -> None:
     assert data.catalogue.categories[toy_story] == ["Animation", "Children's", "Comedy"]
     assert len({name for names in data.catalogue.categories for name in names}) == 19
     assert len(leave_one_out(data).evaluated) == 943
-    assert data.events(0)[:3, 3].tolist() == [3, 5, 3]  # ratings
+    assert data.events(0, data.schema)[:3, 3].tolist() == [3, 5, 3]  # ratings
     assert [data.schema.item[name].model_dump()["values"][0] for name in ("genres", "year")] == ["Action", "1933"]
     assert data.schema.num_item_values == 19 + 66 + 8775

@@ -94,7 +94,7 @@ def test_new_items_stand_behind_the_others_by_what_they_are(run: Path) -> None:
     add_items(run, Catalogue(["m"], ["Newer"]), NEW[1:])
     made, after = load_run(run)
     assert after.weights_hash == checkpoint.weights_hash
-    assert made.config.num_items == 6
+    assert made.config.num_items == after.config.num_items == 6
     assert list(after.catalogue.ids) == [*"wxyz", "n", "m"] == list(Catalogue.load(run / CATALOGUE).ids)
     assert [list(names) for names in after.catalogue.categories] == [[], [], [], [], ["films"], []]
     torch.testing.assert_close(made.item_table[4:], expected(before, [[2], []], [[0.0, 0.0], [1.0, 1.0]]))

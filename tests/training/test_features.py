@@ -1,6 +1,9 @@
 """Features in training: what is declared is learnt, and carries items that nobody has met."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -103,3 +106,28 @@ def test_features_that_the_data_lacks_are_refused() -> None:
     other = Schema(item={"group": ItemCategories(kind="categories", values=("x",))})
     with pytest.raises(ArgumentError, match=r"features.group: expected a feature of tour, as its schema has it"):
         train(data, leave_one_out(data), ModelConfig(num_items=len(data.catalogue), features=other), CONFIG)
+
+
+class Stop(Exception):
+    """What ends a run in the middle."""
+
+
+def stop(record: Mapping[str, Any], epochs: int) -> None:
+    """After the second epoch."""
+    if record["epoch"] == 2:
+        raise Stop
+
+
+def test_a_run_with_features_is_resumed_to_the_same_bits_and_goes_on_from_there(tmp_path: Path) -> None:
+    data = tour()
+    split, model = leave_one_out(data), ModelConfig(num_items=len(data.catalogue), features=data.schema, **SHAPE)
+    config = CONFIG.model_copy(update={"epochs": 3, "ema_decay": 0.5, "adversarial": 0.1, "item_dropout": 0.1})
+    whole = train(data, split, model, config).network.state_dict()
+    with pytest.raises(Stop):
+        train(data, split, model, config, [SimpleNamespace(epoch=stop)], snapshot=tmp_path / "state")
+    resumed = train(data, split, model, config, snapshot=tmp_path / "state").network.state_dict()
+    assert resumed.keys() == whole.keys()
+    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+    still = config.model_copy(update={"epochs": 1, "learning_rate": 1e-12, "ema_decay": 0.0, "adversarial": 0.0})
+    again = train(data, split, model, still, initial=whole).network.state_dict()
+    torch.testing.assert_close(again["items.weight"], whole["items.weight"])
