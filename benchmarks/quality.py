@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 from qualitybench import large_catalogue
-from qualitybench.rectools import RIVALS, Rival, check_rectools, write_interactions
+from qualitybench.rivals import RIVALS, Rival, check_rectools, write_interactions
 from qualitybench.runs import Record, rows, run_ours, run_rival
 from qualitybench.speed import alternate
 from rich.console import Console

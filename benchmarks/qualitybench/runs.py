@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from longrec.config import ModelConfig, TrainConfig
 from longrec.datasets import Dataset, Split
 from longrec.training import evaluate, ranking_metrics, train
-from qualitybench.rectools import Rival
+from qualitybench.rivals import Rival
 
 __all__ = ["Record", "rows", "run_ours", "run_rival"]
 

@@ -5,7 +5,7 @@ from typing import Any
 from longrec.config import ModelConfig, TrainConfig
 from longrec.datasets import Dataset, Split
 from longrec.training import train
-from qualitybench.rectools import Rival
+from qualitybench.rivals import Rival
 
 __all__ = ["alternate"]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from qualitybench import large_catalogue
-from qualitybench.rectools import Rival, check_rectools, write_interactions
+from qualitybench.rivals import WORKER, Rival, check_rectools, write_interactions
 from qualitybench.runs import Record, rows, run_ours, run_rival
 
 from longrec.config import ModelConfig, TrainConfig
@@ -81,6 +81,11 @@ def test_a_python_without_rectools_is_named(tmp_path: Path) -> None:
     ):
         rival.epoch()
     assert "No module named" in (tmp_path / "sasrec-0.log").read_text()
+
+
+def test_nothing_beside_the_worker_hides_what_it_imports() -> None:
+    beside = {path.stem for path in WORKER.parent.glob("*.py")}
+    assert not beside & {"lightning_fabric", "numpy", "pandas", "rectools", "torch"}
 
 
 @pytest.mark.slow

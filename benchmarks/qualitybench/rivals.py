@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from longrec.datasets import Dataset, Split
 from longrec.errors import MachineError
 
-__all__ = ["RIVALS", "Rival", "check_rectools", "write_interactions"]
+__all__ = ["RIVALS", "WORKER", "Rival", "check_rectools", "write_interactions"]
 
 RIVALS = ("sasrec", "esasrec", "hstu")
 WORKER = Path(__file__).with_name("rectools_worker.py")
