@@ -33,6 +33,10 @@ COMMANDS: Final = {
         "longrec.cli.evaluate:evaluate",
         "Rank each user's last event (test) and the one before it (validation) among the whole catalogue.",
     ),
+    "compress": _Entry(
+        "longrec.cli.compress:compress",
+        "Write a run's checkpoint smaller; it is evaluated, exported and served as any other.",
+    ),
     "export": _Entry(
         "longrec.cli.export:export",
         "Write a Triton model repository from a run: config, model.py, and the checkpoint, its hashes verified.",
