@@ -55,6 +55,10 @@ COMMANDS: Final = {
     ),
     "stream": _Entry("longrec.cli.stream:stream", "Send events as they happen, print predictions as they come."),
     "recommend": _Entry("longrec.cli.recommend:recommend", "Ask a running server what a user will choose next."),
+    "score": _Entry(
+        "longrec.cli.score:score",
+        "Rank the whole catalogue for every user of a table; a server with the same histories answers the same.",
+    ),
     "replay": _Entry(
         "longrec.cli.replay:replay",
         "Replay a data set against a server: its events in time order, each predicted before it is sent.",
