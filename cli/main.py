@@ -36,6 +36,10 @@ COMMANDS: Final = {
         "longrec.cli.evaluate:evaluate",
         "Rank each user's last event (test) and the one before it (validation) among the whole catalogue.",
     ),
+    "compress": _Entry(
+        "longrec.cli.compress:compress",
+        "Write a run's checkpoint smaller; it is evaluated, exported and served as any other.",
+    ),
     "export": _Entry(
         "longrec.cli.export:export",
         "Write a Triton model repository from a run: config, model.py, and the checkpoint, its hashes verified.",
@@ -54,6 +58,10 @@ COMMANDS: Final = {
     ),
     "stream": _Entry("longrec.cli.stream:stream", "Send events as they happen, print predictions as they come."),
     "recommend": _Entry("longrec.cli.recommend:recommend", "Ask a running server what a user will choose next."),
+    "score": _Entry(
+        "longrec.cli.score:score",
+        "Rank the whole catalogue for every user of a table; a server with the same histories answers the same.",
+    ),
     "replay": _Entry(
         "longrec.cli.replay:replay",
         "Replay a data set against a server: its events in time order, each predicted before it is sent.",

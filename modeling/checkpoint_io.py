@@ -13,6 +13,7 @@ from longrec.catalogue import Catalogue
 from longrec.checkpoint import WEIGHTS, Checkpoint, load_checkpoint, save_checkpoint
 from longrec.config import ModelConfig
 from longrec.errors import CheckpointError
+from longrec.modeling.compression import unpack
 from longrec.modeling.families import build_network
 from longrec.modeling.network import Network
 from longrec.modeling.transformer import Transformer
@@ -60,14 +61,14 @@ def load_run(folder: Path) -> tuple[Network, Checkpoint]:
     """
     checkpoint = load_checkpoint(folder)
     network = _undrawn(checkpoint.config)
-    expected = network.state_dict()
+    expected, weights = network.state_dict(), unpack(checkpoint.weights)
     for kind, names in (
-        ("missing", expected.keys() - checkpoint.weights.keys()),
-        ("unexpected", checkpoint.weights.keys() - expected.keys()),
+        ("missing", expected.keys() - weights.keys()),
+        ("unexpected", weights.keys() - expected.keys()),
     ):
         if names:
             raise CheckpointError(f"{folder / WEIGHTS}: {kind} {', '.join(sorted(names))}; export the run again")
-    state = {name: torch.tensor(array) for name, array in checkpoint.weights.items()}
+    state = {name: torch.tensor(array) for name, array in weights.items()}
     for name, weight in state.items():
         wanted = expected[name]
         if weight.shape != wanted.shape or weight.dtype != wanted.dtype:

@@ -15,7 +15,7 @@ from longrec.modeling import Events, Network
 from longrec.training.inputs import EventTable
 from longrec.training.metrics import Metrics, ranking_metrics
 
-__all__ = ["Answers", "Metrics", "answer", "evaluate", "rank_targets", "ranking_metrics"]
+__all__ = ["Answers", "Metrics", "answer", "evaluate", "pasts_before", "rank_targets", "ranking_metrics"]
 
 BATCH_EVENTS = 8192
 SCORE_ELEMENTS = 1 << 24  # scores held at once: 64 MB in float32
@@ -77,7 +77,7 @@ def answer(network: Network, dataset: Dataset, users: NDArray[np.int64], rows: N
     ranks = np.empty(len(rows), dtype=np.int64)
     lists = np.empty((len(rows), k), dtype=np.int64)
     at_once = max(1, SCORE_ELEMENTS // network.config.num_items)
-    for chosen, events in _pasts(network, dataset, users, rows):
+    for chosen, events in pasts_before(network, dataset, users, rows):
         states = network.last_states(events)
         targets = torch.from_numpy(dataset.items[rows[chosen]]).to(states.device)
         for first in range(0, len(chosen), at_once):
@@ -93,11 +93,18 @@ def answer(network: Network, dataset: Dataset, users: NDArray[np.int64], rows: N
     return Answers(ranks, lists)
 
 
-def _pasts(
+def pasts_before(
     network: Network, dataset: Dataset, users: NDArray[np.int64], rows: NDArray[np.int64]
 ) -> Iterator[tuple[NDArray[np.int64], Events]]:
-    """Places in `rows` [C] and, of as many users, all events before those rows that the network sees; every place
-    once."""
+    """All events before rows of the dataset that the network sees.
+
+    Args:
+        network, dataset, users: as `evaluate`.
+        rows: [E]; the end of a user's history, too.
+
+    Yields:
+        Places in `rows` [C] and the events of as many users, every place once.
+    """
     device = network.item_table.device
     table = EventTable(dataset, network.config)
     reach = network.config.reach
