@@ -65,7 +65,6 @@ def train(
         typer.Option(
             "--repeats/--no-repeats",
             help="Learn how much an item's having been there lately counts.",
-            show_default="where family and loss can",
         ),
     ] = None,
     features: Annotated[
@@ -124,17 +123,11 @@ def train(
 def _whole(chosen: "Settings", begin: Path | None) -> dict[str, Any]:
     """The settings as they are checked and recorded; the shape is that of the run to begin with, if there is one."""
     from longrec.checkpoint import load_checkpoint
-    from longrec.training.settings import learns_repeats
 
     shape = load_checkpoint(begin).config.model_dump() if begin else {}
     model = {**shape, **chosen.model}
     model.pop("num_items", None)  # the dataset says
     train_config = parse_config(TrainConfig, chosen.train, "longrec train")
-    if begin is None:
-        model.setdefault(
-            "repeats",
-            learns_repeats(model.get("family", ModelConfig.model_fields["family"].default), train_config.loss),
-        )
     return {"model": model, "train": train_config.model_dump()}
 
 

@@ -99,7 +99,7 @@ def _fetch(folder: Path, report: Report) -> Dataset:
 
 
 def _train(dataset: Dataset, out: Path, epochs: int, report: Report) -> None:
-    model = ModelConfig(num_items=len(dataset.catalogue), repeats=True)
+    model = ModelConfig(num_items=len(dataset.catalogue))
     config = TrainConfig(epochs=epochs, max_seconds=MAX_TRAINING_SECONDS)
     with ProgressBar(console) as bar, TensorBoard(out / "tensorboard") as board:
         trained = train(dataset, leave_one_out(dataset), model, config, (bar, board))

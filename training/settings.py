@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from longrec.config import ModelConfig, TrainConfig
 from longrec.errors import ArgumentError
 
-__all__ = ["Settings", "learns_repeats", "read_settings", "sort_settings"]
+__all__ = ["Settings", "read_settings", "sort_settings"]
 
 
 class Settings(NamedTuple):
@@ -67,11 +67,6 @@ def sort_settings(values: Mapping[str, Any], texts: Iterable[str] = ()) -> Setti
             known = sorted([*TrainConfig.model_fields, *ModelConfig.model_fields])
             raise ArgumentError(f"--set {name}", f"one of {', '.join(known)}")
     return settings
-
-
-def learns_repeats(family: str, loss: str) -> bool:
-    """Whether a network of `family` can have the term for items seen lately, trained by `loss`: then it is worth it."""
-    return loss == "softmax" and family not in ("bert4rec", "seq2seq")
 
 
 def _value(text: str) -> Any:

@@ -25,7 +25,7 @@ ITEMS, USERS, K, SHARD = 50, 25, 5, 10
 
 @pytest.fixture(scope="module", params=[False, True], ids=["plain", "repeats"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run, with the term for items seen lately or without, and users of 0 to 24 events: longer than the receptive field, some of items that the catalogue lacks."""
+    """A run, and users of 0 to 24 events: longer than the receptive field, some of items that the catalogue lacks."""
     folder = tmp_path_factory.mktemp("score")
     torch.manual_seed(0)
     config = ModelConfig(num_items=ITEMS, dim=16, num_layers=2, hidden_dim=32, window=6, repeats=request.param)

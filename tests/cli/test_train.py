@@ -144,7 +144,7 @@ def test_torchrun_trains_one_network(dataset: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("options", "expected"),
-    [((), True), (("--no-repeats",), False), (("--loss", "bce"), False), (("--family", "bert4rec"), False)],
+    [((), False), (("--repeats",), True), (("--repeats", "--family", "gru"), True)],
     ids=str,
 )
 def test_repeats_are_learned_where_that_can_be(
