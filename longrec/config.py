@@ -120,7 +120,6 @@ class TrainConfig(_Config):
         validate_every: epochs from one validation to the next; the last is always validated.
         patience: validations in a row without a better one that end the run; None: it runs to its end.
         precision: bfloat16 computes the matrix products in it, over weights that stay float32.
-        compile: whether torch.compile makes the network's pass.
         seed: of weights, dropout and order; the same seed on the same machine gives the same weights.
     """
 
@@ -148,7 +147,6 @@ class TrainConfig(_Config):
     validate_every: Positive = 2
     patience: Positive | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
-    compile: bool = False
     seed: Annotated[int, Field(ge=0)] = 0
 
 

@@ -31,7 +31,7 @@ Terms = dict[str, Term]
 
 
 class Objective(nn.Module):
-    """A network and what it is trained for, as one module: what is compiled, or sharded, has one way in.
+    """A network and what it is trained for, as one module: what is sharded has one way in.
 
     Args:
         network: trained.

@@ -38,8 +38,6 @@ class Stepper:
         self.average = Average(network, config.ema_decay) if config.ema_decay else None
         self.taken = 0
         self._objective = Objective(network, config)
-        if config.compile:
-            self._objective.compile(dynamic=True)
         self._adversary = Adversary(network.items, config.adversarial) if config.adversarial else None
 
     def step(self, examples: Examples, memory: Any, rate: float) -> tuple[float, Any]:
