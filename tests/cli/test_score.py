@@ -25,7 +25,8 @@ ITEMS, USERS, K, SHARD = 50, 25, 5, 10
 
 @pytest.fixture(scope="module", params=[False, True], ids=["plain", "repeats"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run, and users of 0 to 24 events: longer than the receptive field, some of items that the catalogue lacks."""
+    """A run, with the term for items seen lately or without, and users of 0 to 24 events: longer than the receptive
+    field, some of items that the catalogue lacks."""
     folder = tmp_path_factory.mktemp("score")
     torch.manual_seed(0)
     config = ModelConfig(num_items=ITEMS, dim=16, num_layers=2, hidden_dim=32, window=6, repeats=request.param)
@@ -105,6 +106,7 @@ def test_a_shard_that_fails_leaves_nothing(folder: Path, tmp_path: Path, monkeyp
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("folder", [True], ids=["repeats"], indirect=True)
 @pytest.mark.timeout(600)  # Ray starts ten processes before the first of ours
 def test_ray_answers_the_same(folder: Path, tmp_path: Path) -> None:
     """On this machine's cores: two workers, three shards, one of them there already."""
