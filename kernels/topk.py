@@ -32,6 +32,7 @@ from longrec.kernels.topk_plan import (
     BRUTE_STEP,
     BRUTE_WARPS,
     CHUNK,
+    KEPT,
     MAX_DIM,
     MAX_K,
     SAMPLE_WARPS,
@@ -363,17 +364,18 @@ def _shipped_scan(target: int, dtype: str, dim: int, num_rows: int, masked: bool
     )
     if not masked:
         return
-    sample = {"ROWS": tile.rows, "TILE": plan.sample_tile, "KEPT": plan.kept}
     integers = dict.fromkeys(("num_rows", "shift", "num_tiles"), "i32")
-    yield Shipped(
-        kernel="catalogue_topk.sample",
-        config=config,
-        fn=sample_kernel,
-        signature={**signature, "kept_ptr": "*i64", "floor_ptr": "*i64", **integers},
-        constexprs=constexprs | sample | {"PRECISION": tile.precision},
-        num_stages=1,
-        **(common | {"num_warps": SAMPLE_WARPS}),
-    )
+    for kept in KEPT:
+        sample = {"ROWS": tile.rows, "TILE": plan.sample_tile, "KEPT": kept, "PRECISION": tile.precision}
+        yield Shipped(
+            kernel="catalogue_topk.sample",
+            config=f"{config}-kept{kept}",
+            fn=sample_kernel,
+            signature={**signature, "kept_ptr": "*i64", "floor_ptr": "*i64", **integers},
+            constexprs=constexprs | sample,
+            num_stages=1,
+            **(common | {"num_warps": SAMPLE_WARPS}),
+        )
     if num_rows == 1:
         brute = {"STEP_D": min(BRUTE_STEP, width), "BLOCK_N": BRUTE_BLOCK, "TOP": 256, "CAPACITY": plan.capacity}
         yield Shipped(

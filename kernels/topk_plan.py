@@ -39,6 +39,7 @@ __all__ = [
     "BRUTE_STEP",
     "BRUTE_WARPS",
     "CHUNK",
+    "KEPT",
     "MAX_DIM",
     "MAX_K",
     "MAX_ROWS",
@@ -61,7 +62,7 @@ FAILURE = 1e-6  # of the threshold, a row and call
 MAX_RANK = 64
 SAMPLE_TILES = (1, 2, 4, 8)  # that a program of the sample may take, one after the other
 SAMPLE_PROGRAMS = 128  # at most
-KEPT = (8, 16, 32)  # samples that such a program may keep a row
+KEPT = (8, 16)  # samples that such a program may keep a row
 SAMPLE_WARPS = 8  # drawn items are far apart: a pointer each, and for rows that are not aligned one an element
 CHUNK = 1024  # candidates that a round of the last sort takes
 SPARE_BYTES = 0.04  # of the items' bytes: up to here fewer bytes are worth nothing, and the time of the sample counts
@@ -149,7 +150,8 @@ def plan_topk(
     num_blocks = triton.cdiv(triton.cdiv(num_items, tile.block_n), num_programs)
     num_programs = triton.cdiv(triton.cdiv(num_items, tile.block_n), num_blocks)
     items_bytes = num_items * dim * item_bytes
-    sample_tile = 128 // item_bytes  # float32 is multiplied out of registers: a tile of 64 spills
+    # a tile of 64 spills: float32 is multiplied out of registers, and wide rows wait in them
+    sample_tile = 32 if item_bytes == 4 or dim > 128 else 64
     best, least = None, math.inf
     for shift, tiles in itertools.product(range(3, num_items.bit_length() - 10), SAMPLE_TILES):
         rank = binomial_bound(k, 1 / (1 << shift), FAILURE)
