@@ -1,13 +1,15 @@
-"""The hidden state after each history's last event, without any memory and with as little work as that allows.
+"""The hidden state after each history's last event, without any memory.
 
-What serving without a memory costs at its best; the answers of the memory engine are compared with it, in speed and in
-value. `recompute.py` beside this is the plain form that both are tested against.
+What serving without a memory costs; the answers of the memory engine are compared with it, in speed and in value.
+`recompute.py` beside this is the plain form that both are tested against. There are two such costs:
 
-Only what reaches the last event's state is computed. With L layers and window W, the last layer needs one output, from
-the keys of W events; the layer before W outputs, from the keys of 2 W - 1 events; and so on. Histories are packed, not
-padded, for everything that is done by event. Attention goes through PyTorch's fused kernel, histories of equal length
-together; measured on one thread, 16 histories of 512: 16.4 ms so, 16.7 ms one by one, 119 ms through the packed body
-of `segment_attention`.
+- whole: the network's forward pass, every layer over every event, as whoever serves a network as it is pays it.
+- pruned: only what reaches the last event's state is computed. With L layers and window W, the last layer needs one
+  output, from the keys of W events; the layer before W outputs, from the keys of 2 W - 1 events; and so on.
+
+Histories are packed, not padded, for everything that is done by event. Attention goes through PyTorch's fused kernel,
+histories of equal length together; measured on one thread, 16 histories of 512, pruned: 16.4 ms so, 16.7 ms one by one,
+119 ms through the packed body of `segment_attention`.
 """
 
 from collections.abc import Sequence
@@ -30,10 +32,11 @@ class LastStates:
 
     Args:
         network: in evaluation mode.
+        pruned: compute what reaches the last events' states alone, not every event in every layer.
     """
 
-    def __init__(self, network: Transformer) -> None:
-        self._network = network
+    def __init__(self, network: Transformer, *, pruned: bool) -> None:
+        self._network, self._pruned = network, pruned
         config, device, dtype = network.config, network.start.device, network.start.dtype
         # rotary scores depend on distance alone: a receptive field counts from its own first event, so that one table
         # of its length serves every history
@@ -44,7 +47,7 @@ class LastStates:
         self._masks: dict[tuple[int, int, int], Tensor] = {}
 
     @torch.inference_mode()
-    def __call__(self, items: Tensor, gaps: Tensor, lengths: Sequence[int]) -> Tensor:
+    def __call__(self, items: Tensor, gaps: Tensor, lengths: list[int]) -> Tensor:
         """States after the last events.
 
         Args:
@@ -60,13 +63,17 @@ class LastStates:
         cos, sin = self._cos[place], self._sin[place]  # [T, 1, D / 2]
         for index, block in enumerate(network.blocks):
             assert isinstance(block, Block)
-            reach = (len(network.blocks) - 1 - index) * (window - 1) + 1
-            kept = [min(length, reach) for length in lengths]
-            rows = None if kept == list(lengths) else _last_rows(lengths, kept).to(x.device)
+            kept = lengths
+            if self._pruned:
+                reach = (len(network.blocks) - 1 - index) * (window - 1) + 1
+                kept = [min(length, reach) for length in lengths]
+            rows = None if kept == lengths else _last_rows(lengths, kept).to(x.device)
             x = self._block(block, x, cos, sin, lengths, kept, rows)
             if rows is not None:
                 cos, sin = cos[rows], sin[rows]
             lengths = kept
+        if not self._pruned:
+            x = x[_last_rows(lengths, [1] * len(lengths)).to(x.device)]
         result: torch.Tensor = network.norm(x)
         return result
 

@@ -31,6 +31,7 @@ class RecomputeEngine(Engine):
 
     Args:
         As `Engine`; `config` must allow horizon 1 and explain 0 alone.
+        pruned: as `LastStates`, of family transformer; what is served is the whole pass.
     """
 
     def __init__(
@@ -40,16 +41,19 @@ class RecomputeEngine(Engine):
         config: EngineConfig,
         decode_batches: Sequence[int] | None = (),
         rules: Rules | None = None,
+        *,
+        pruned: bool = False,
     ) -> None:
         if config.max_horizon > 1 or config.max_explain:
             got = f"max_horizon={config.max_horizon}, max_explain={config.max_explain}"
             raise ArgumentError("config", "max_horizon=1 and max_explain=0: there is no memory", got)
+        self._pruned = pruned
         super().__init__(network, log, config, decode_batches, rules)
 
     def _make_kind(self, ranker: Ranker, decode_batches: Sequence[int] | None) -> Kind:
         network, log = self.network, self.log
         paths = WindowPaths(network, FieldReader(log, network.config.reach))
-        return Kind(Recompute(network, log), Rollouts(paths, ranker, None))
+        return Kind(Recompute(network, log, self._pruned), Rollouts(paths, ranker, None))
 
 
 class Recompute(Windows):
@@ -58,10 +62,11 @@ class Recompute(Windows):
     Args:
         network: in evaluation mode.
         log: where the events are read.
+        pruned: as `LastStates`.
     """
 
-    def __init__(self, network: Network, log: EventLog) -> None:
-        super().__init__(network, log, 0, _last_states_of(network))
+    def __init__(self, network: Network, log: EventLog, pruned: bool) -> None:
+        super().__init__(network, log, 0, _last_states_of(network, pruned))
 
     def num_missing(self, work: Work) -> int:
         """0: nothing is put off."""
@@ -72,11 +77,11 @@ class Recompute(Windows):
         return super().run(works, each=each, room=sys.maxsize)
 
 
-def _last_states_of(network: Network) -> LastStatesOf:
-    """What computes a network's last states the quickest."""
+def _last_states_of(network: Network, pruned: bool) -> LastStatesOf:
+    """What computes a network's last states in a pass over whole histories."""
     if not isinstance(network, Transformer):
         return network.last_states
-    states = LastStates(network)
+    states = LastStates(network, pruned=pruned)
 
     def last_states(events: Events) -> torch.Tensor:
         """Of users, the one with fewest events first."""

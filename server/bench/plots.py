@@ -83,6 +83,9 @@ def _recompute(results: tuple[HistoryResult, ...]) -> Figure:
     for place, (name, label, targets) in enumerate(parts):
         axes = figure.add_subplot(1, 2, place + 1, xlabel="events of history", ylabel=label)
         axes.plot([one.history for one in results], [getattr(one, name) for one in results], "-o", label="measured")
+        if name == "step_ratio":
+            pruned = [one.step_ratio_pruned for one in results]
+            axes.plot([one.history for one in results], pruned, ":o", color=CEILING, label="measured, pruned pass")
         wanted = [(one.history, targets[one.history]) for one in results if one.history in targets]
         if wanted:
             axes.plot(*zip(*wanted, strict=True), "--_", color="black", label="target")

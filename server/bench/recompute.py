@@ -1,6 +1,8 @@
 """Part `recompute`: what memory is worth, against the same network without it, by the length of the history.
 
-The window is wider than every history, so that a history counts whole.
+The window is wider than every history, so that a history counts whole. The baseline, in process and served, is one
+forward pass over the histories, packed, attention by PyTorch's SDPA, and scores for the last events alone. In process
+there is a stronger one beside it, pruned: it also leaves out what doesn't reach the last event's state.
 """
 
 import time
@@ -90,11 +92,16 @@ class Step:
 
 @dataclass(frozen=True)
 class HistoryResult:
-    """At one length: a step, and answers a second; of the engine, and of the one without memory."""
+    """At one length: a step, and answers a second; of the engine, and of the one without memory.
+
+    Args:
+        pruned_step: of the one that computes what reaches the last event's state alone.
+    """
 
     history: int
     step: Step
     recompute_step: Step
+    pruned_step: Step
     throughput: float
     recompute_throughput: float
 
@@ -104,13 +111,18 @@ class HistoryResult:
         return self.recompute_step.seconds / self.step.seconds
 
     @property
+    def step_ratio_pruned(self) -> float:
+        """The same, against the pruned pass."""
+        return self.pruned_step.seconds / self.step.seconds
+
+    @property
     def throughput_ratio(self) -> float:
         """How many times more is answered with memory."""
         return self.throughput / self.recompute_throughput
 
 
 def measure_recompute(material: Material, plan: RecomputePlan) -> tuple[HistoryResult, ...]:
-    """Steps in process, then both models in one server.
+    """Steps in process, then both served models in one server.
 
     Raises:
         MachineError, ServerError: as `Server.start` and `run_perf_analyzer`; and where the two engines' answers differ.
@@ -126,46 +138,47 @@ def measure_recompute(material: Material, plan: RecomputePlan) -> tuple[HistoryR
     )
 
 
-def _measure_steps(material: Material, part: HistoryPlan, plan: RecomputePlan) -> tuple[Step, Step]:
-    """A step of both engines, in this process."""
+def _measure_steps(material: Material, part: HistoryPlan, plan: RecomputePlan) -> tuple[Step, Step, Step]:
+    """A step of the engine and of both without memory, in this process."""
     count = plan.batch * (1 + part.groups)
     users = [f"user-{number}".encode() for number in range(count)]
     histories = material.drawn([part.history] * count, seed=part.history)
+    config = EngineConfig(memory_bytes=64 << 20, inline_events=2048, max_horizon=1, max_explain=0)
     with TemporaryDirectory(dir=material.scratch) as folder:
-        logs = [LmdbLog(Path(folder, name), durability="none", max_bytes=1 << 30) for name in ("memory", "recompute")]
+        logs = [
+            LmdbLog(Path(folder, name), durability="none", max_bytes=1 << 30) for name in ("memory", "whole", "pruned")
+        ]
         try:
             engines = (
                 Engine(material.network, logs[0], EngineConfig(memory_bytes=1 << 30)),
-                RecomputeEngine(
-                    material.network,
-                    logs[1],
-                    EngineConfig(memory_bytes=64 << 20, inline_events=2048, max_horizon=1, max_explain=0),
-                ),
+                RecomputeEngine(material.network, logs[1], config),
+                RecomputeEngine(material.network, logs[2], config, pruned=True),
             )
             for log in logs:
                 log.append([Append(user, 0, rows) for user, rows in zip(users, histories, strict=True)])
             engines[0].answer_all([Query(user, NO_EVENTS, UNCHECKED_POSITION, None, 1) for user in users])
-            taken: tuple[list[Step], list[Step]] = ([], [])
+            taken: list[list[Step]] = [[] for _ in engines]
             for begin in range(0, count, plan.batch):
                 group = slice(begin, begin + plan.batch)
                 queries = [
                     Query(user, rows[-1:], UNCHECKED_POSITION, None, K)
                     for user, rows in zip(users[group], histories[group], strict=True)
                 ]
-                answers = [
+                answers, *others = (
                     _take_steps(engine, queries, plan.steps, into) for engine, into in zip(engines, taken, strict=True)
-                ]
-                _check_same(*answers)
+                )
+                for other in others:
+                    _check_same(answers, other)
                 if not begin:  # the first steps of each compile and allocate
                     for steps in taken:
                         steps.clear()
         finally:
             for log in logs:
                 log.close()
-    engine, recompute = (
+    engine, whole, pruned = (
         Step(median(step.seconds for step in steps), median(step.network_seconds for step in steps)) for steps in taken
     )
-    return engine, recompute
+    return engine, whole, pruned
 
 
 def _take_steps(engine: Engine, queries: Sequence[Query], count: int, into: list[Step]) -> list[Answer]:
@@ -183,9 +196,7 @@ def _take_steps(engine: Engine, queries: Sequence[Query], count: int, into: list
 def _check_same(answers: Sequence[Answer], others: Sequence[Answer]) -> None:
     for one, other in zip(answers, others, strict=True):
         if one.error or other.error or not np.allclose(one.scores, other.scores, atol=TOLERANCE, rtol=0):
-            raise ServerError(
-                "recompute: expected both engines' scores to agree, got others: no ratio of wrong answers"
-            )
+            raise ServerError("recompute: expected the engines' scores to agree, got others: no ratio of wrong answers")
 
 
 def _measure_throughput(material: Material, url: str, part: HistoryPlan, plan: RecomputePlan) -> tuple[float, float]:

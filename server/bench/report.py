@@ -65,7 +65,12 @@ def figures(results: Results) -> dict[str, Any]:
         "ratio_to_echo": echo and echo.ratio,
         "recompute": results.recompute
         and [
-            {"history": one.history, "step_ratio": one.step_ratio, "throughput_ratio": one.throughput_ratio}
+            {
+                "history": one.history,
+                "step_ratio": one.step_ratio,
+                "step_ratio_pruned": one.step_ratio_pruned,
+                "throughput_ratio": one.throughput_ratio,
+            }
             for one in results.recompute
         ],
         "bulk": bulk and {"users_per_second": bulk.users_per_second, "attention_bandwidth_share": bulk.attention.share},
@@ -105,6 +110,7 @@ def judge(found: Mapping[str, Any], *, cold_users: int) -> list[Judged]:
         history = one["history"]
         judged += [
             Judged("recompute", f"step time ratio, history {history}", one["step_ratio"], STEP_TARGETS.get(history)),
+            Judged("recompute", f"step time ratio, pruned pass, history {history}", one["step_ratio_pruned"]),
             Judged(
                 "recompute",
                 f"throughput ratio, history {history}",

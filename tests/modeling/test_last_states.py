@@ -24,6 +24,7 @@ def make_network(num_layers: int, num_kv_heads: int, window: int) -> Transformer
     return network
 
 
+@pytest.mark.parametrize("pruned", [False, True], ids=["whole", "pruned"])
 @pytest.mark.parametrize(
     ("num_layers", "num_kv_heads", "window", "lengths"),
     [
@@ -36,11 +37,11 @@ def make_network(num_layers: int, num_kv_heads: int, window: int) -> Transformer
     ],
     ids=lambda value: "-".join(map(str, value)) if isinstance(value, tuple) else str(value),
 )
-def test_equals_the_whole_pass(num_layers, num_kv_heads, window, lengths):
+def test_equals_the_whole_pass(num_layers, num_kv_heads, window, lengths, pruned):
     network = make_network(num_layers, num_kv_heads, window)
     rng = np.random.default_rng(0)
     items, gaps = (torch.from_numpy(rng.integers(0, high, sum(lengths))) for high in (51, 32))
-    states = LastStates(network)(items, gaps, lengths)
+    states = LastStates(network, pruned=pruned)(items, gaps, list(lengths))
     cu_seqlens = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32)
     # positions far from 0: distance alone counts
     positions = torch.cat([torch.arange(length) + 1_000 * b for b, length in enumerate(lengths)])

@@ -20,11 +20,11 @@ from longrec.python_backend.recompute import RecomputeEngine
 TOLERANCE = 1e-4
 
 
-@pytest.fixture
-def baseline(network, tmp_path: Path) -> Iterator[RecomputeEngine]:
+@pytest.fixture(params=[False, True], ids=["whole", "pruned"])
+def baseline(request, network, tmp_path: Path) -> Iterator[RecomputeEngine]:
     log = LmdbLog(tmp_path / "own log", durability="none", max_bytes=64 << 20)
     config = EngineConfig(memory_bytes=4 << 20, inline_events=2048, max_horizon=1, max_explain=0)
-    yield RecomputeEngine(network, log, config)
+    yield RecomputeEngine(network, log, config, pruned=request.param)
     log.close()
 
 

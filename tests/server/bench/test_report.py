@@ -37,8 +37,8 @@ def results() -> Results:
     return Results(
         echo=EchoResult((perf(4000, 20), perf(1, 999), perf(4100, 21)), (perf(3000, 30), perf(2900, 32), perf(9, 900))),
         recompute=(
-            HistoryResult(128, Step(0.002, 0.001), Step(0.030, 0.029), 1500, 500),
-            HistoryResult(2048, Step(0.002, 0.001), Step(0.300, 0.299), 1400, 35),
+            HistoryResult(128, Step(0.002, 0.001), Step(0.030, 0.029), Step(0.020, 0.019), 1500, 500),
+            HistoryResult(2048, Step(0.002, 0.001), Step(0.300, 0.299), Step(0.200, 0.199), 1400, 35),
         ),
         bulk=BulkResult((21_000.0, 19_000.0, 22_000.0), 130.0, AttentionTime(1, 8.0, 36.0, 9.0, 18.0, 5.0)),
         long_history=LongHistoryResult(0.004, 0.005),
@@ -54,8 +54,18 @@ def test_figures_are_medians_and_ratios_under_the_promised_keys(results):
         "recommender": {"throughput": 2900, "p99_ms": 32, "mean_batch": 12},
         "ratio_to_echo": 2900 / 4000,
         "recompute": [
-            {"history": 128, "step_ratio": pytest.approx(15), "throughput_ratio": 3},
-            {"history": 2048, "step_ratio": pytest.approx(150), "throughput_ratio": 40},
+            {
+                "history": 128,
+                "step_ratio": pytest.approx(15),
+                "step_ratio_pruned": pytest.approx(10),
+                "throughput_ratio": 3,
+            },
+            {
+                "history": 2048,
+                "step_ratio": pytest.approx(150),
+                "step_ratio_pruned": pytest.approx(100),
+                "throughput_ratio": 40,
+            },
         ],
         "bulk": {"users_per_second": 21_000, "attention_bandwidth_share": 0.5},
         "long_history": {"ratio": 1.25},
