@@ -1,6 +1,9 @@
 """The causal transformer over events: pre-norm, rotary, windowed grouped-query attention over paged memory, gated
 feed-forward, scores tied to the item table. Neither losses nor the management of pages live here."""
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -12,6 +15,8 @@ from longrec.modeling.paged import LastAttention, PagedNetwork
 from longrec.modeling.serving_memory import ServingMemory
 
 __all__ = ["ServingMemory", "Transformer"]
+
+R = TypeVar("R")
 
 
 class Transformer(PagedNetwork):
@@ -65,19 +70,8 @@ class Transformer(PagedNetwork):
             [T, dim], after the final norm.
         """
         x = self.dropout(self.items(items) + self.gaps(gaps))  # [T, dim]
-        if memory is not None and self._runs_in_one(x, memory):
-            return kernels.run_blocks(
-                x,
-                [block.weights() for block in self.blocks],  # type: ignore[operator]
-                positions,
-                cu_seqlens,
-                memory.slots,
-                [memory.layer(index) for index in range(len(self.blocks))],
-                window=self.config.window,
-                rotary_base=self.config.rotary_base,
-                eps=NORM_EPS,
-                final_norm=self.norm.weight,
-            )
+        if memory is not None and self.fits_block_step(memory.k_pages[0]):
+            return self._run_in_one(kernels.run_blocks, x, positions, cu_seqlens, memory)
         if memory is not None and self._runs_blocks_whole(x, cu_seqlens, memory):
             for index, block in enumerate(self.blocks):
                 assert isinstance(block, Block)
@@ -88,11 +82,33 @@ class Transformer(PagedNetwork):
         result: Tensor = self.norm(x)
         return result
 
-    def _runs_in_one(self, x: Tensor, memory: ServingMemory) -> bool:
-        """Whether the CPU has a body for the network as a whole."""
+    def fits_block_step(self, pages: Tensor) -> bool:
+        """Whether there is a `block_step` over such pages [P, S, Hkv, D]: the CPU has a body for the whole network."""
         block = self.blocks[0]
         assert isinstance(block, Block)
-        return not self.training and kernels.fits_blocks(x, block.weights(), memory.k_pages[0])
+        return not self.training and kernels.fits_blocks(self.start, block.weights(), pages)
+
+    def block_step(self, x: Tensor, positions: Tensor, cu_seqlens: Tensor, memory: ServingMemory) -> kernels.BlockStep:
+        """What follows the embedding, x [T, dim], over tensors that stay where they are; x becomes the states.
+
+        The other arguments are those of `forward`."""
+        return self._run_in_one(kernels.BlockStep, x, positions, cu_seqlens, memory)
+
+    def _run_in_one(
+        self, body: Callable[..., R], x: Tensor, positions: Tensor, cu_seqlens: Tensor, memory: ServingMemory
+    ) -> R:
+        return body(
+            x,
+            [block.weights() for block in self.blocks],  # type: ignore[operator]
+            positions,
+            cu_seqlens,
+            memory.slots,
+            [memory.layer(index) for index in range(len(self.blocks))],
+            window=self.config.window,
+            rotary_base=self.config.rotary_base,
+            eps=NORM_EPS,
+            final_norm=self.norm.weight,
+        )
 
     def _runs_blocks_whole(self, x: Tensor, cu_seqlens: Tensor, memory: ServingMemory) -> bool:
         """Whether every user has one new event, on a GPU, in a network small enough for a launch a block."""

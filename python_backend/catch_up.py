@@ -24,6 +24,7 @@ from longrec.python_backend.observations import Observations
 from longrec.python_backend.snapshots import LEAST_EVENTS, Snapshot, Snapshots
 from longrec.python_backend.step import StepInputs, Steps
 from longrec.python_backend.user_memory import Caught, UserMemory, overtaken
+from longrec.python_backend.warm import WarmLane
 from longrec.python_backend.work import Entry, Rows, Work
 
 __all__ = ["CatchUp", "step_inputs"]
@@ -68,6 +69,7 @@ class CatchUp(UserMemory):
         inline_events: as `UserMemory`.
         explainer: of items, from memories; None: nobody may ask.
         snapshots: of states, from which rebuilds go on; None: there are none.
+        warm: the short way over `pool`; None: there is none.
     """
 
     def __init__(
@@ -79,8 +81,9 @@ class CatchUp(UserMemory):
         inline_events: int,
         explainer: Explainer | None = None,
         snapshots: Snapshots | None = None,
+        warm: WarmLane | None = None,
     ) -> None:
-        self.log, self.pool = log, pool
+        self.log, self.pool, self._warm = log, pool, warm
         self._pool, self._steps, self._model = pool, steps, network.config
         self._explainer, self._snapshots = explainer, snapshots
         self._start, self._reach = network.start.detach(), network.config.reach
@@ -163,6 +166,10 @@ class CatchUp(UserMemory):
         hidden = torch.cat([*states, output]) if states else output
         answered = [*from_start, *entries, *found]
         return Caught(answered, hidden, failed, len(parts), num_events, num_read, num_caught_up, seconds)
+
+    def run_warm(self, entries: Sequence[Entry]) -> Caught | None:
+        """As `UserMemory.run_warm`."""
+        return None if self._warm is None else self._warm.run(entries)
 
     def __contains__(self, user: bytes) -> bool:
         """As `UserMemory.__contains__`."""

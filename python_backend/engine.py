@@ -114,24 +114,28 @@ class Engine:
         answers: dict[int, Answer | Ticket] = {}
         appended = self.log.append([entry.append for entry in now])
         self._check_generation()
-        works: dict[bytes, Work] = {}
         for entry, outcome in zip(now, appended, strict=True):
             answer = self._accept(entry, outcome)
             if answer is not None:
                 answers[entry.number] = answer
-            if entry.outcome is not None:
+        self._count_events(now)
+        warm = self._answer_warm(now)
+        answers |= warm
+        works: dict[bytes, Work] = {}
+        for entry in now if len(warm) < len(now) else ():
+            if entry.outcome is not None and entry.number not in warm:
                 user = entry.query.user
                 work = works.get(user)
                 if work is None:
                     work = works[user] = Work(user)
                 work.add_rows(entry)
-                if answer is None:
+                if entry.number not in answers:
                     work.entries.append(entry)
-        self._count_events(now)
         inline, slow = self._small([work for work in works.values() if work.entries])
-        caught = self._memory.run(inline, each=self._memory.inline_events, room=self.config.max_step_events)
-        for entry, answer in self._answers(caught, inline):
-            answers[entry.number] = answer
+        if inline:
+            caught = self._memory.run(inline, each=self._memory.inline_events, room=self.config.max_step_events)
+            for entry, answer in self._answers(caught, inline):
+                answers[entry.number] = answer
         # of a user's entries, those that were appended come before those that were not
         left = [entry for work in (*inline, *slow) for entry in work.entries]
         for entry in (*left, *later):
@@ -239,6 +243,14 @@ class Engine:
             else:
                 now.append(entry)
         return now, later
+
+    def _answer_warm(self, entries: Sequence[Entry]) -> dict[int, Answer]:
+        """Answers of those who go the short way, by number."""
+        caught = self._memory.run_warm(entries)
+        if caught is None:
+            return {}
+        self.observations.memory_hits += len(caught.entries)
+        return {entry.number: answer for entry, answer in self._answers(caught, ())}
 
     def _accept(self, entry: Entry, outcome: Appended | LongrecError) -> Answer | None:
         """Take what became of an entry's append; the answer, where that is all that was wanted."""

@@ -21,6 +21,7 @@ from longrec.python_backend.snapshots import Snapshots
 from longrec.python_backend.state_step import StateRunner
 from longrec.python_backend.step import StepRunner
 from longrec.python_backend.user_memory import UserMemory
+from longrec.python_backend.warm import WarmLane
 from longrec.python_backend.window_paths import DecodedPaths, WindowPaths
 from longrec.python_backend.windows import FieldReader, Windows
 
@@ -59,7 +60,8 @@ def make_kind(
         steps = StepRunner(network, pool, decode_batches)
         steps.warm_up()
         explainer = Explainer(network, pool)
-        memory = CatchUp(network, log, pool, steps, config.inline_events, explainer)
+        warm = WarmLane.over(network, pool, config.max_step_events)
+        memory = CatchUp(network, log, pool, steps, config.inline_events, explainer, warm=warm)
         return Kind(memory, Rollouts(PoolPaths(network, pool, steps), ranker, explainer))
     assert isinstance(network, Recurrent)
     states = StateRunner(network, pool)

@@ -108,6 +108,21 @@ class MemoryPool:
         """Pages that no user holds."""
         return self._num_free
 
+    @property
+    def step_arrays(self) -> dict[str, NDArray[Any]]:
+        """What `warm_body` reads and writes, by its names: arrays that stay where they are."""
+        arrays = {"first": self.first, "length": self.length, "time": self.time, "used": self._used}
+        return {**arrays, "hidden": self.hidden.numpy(), "tables": self._tables.T, "free": self._free}
+
+    @property
+    def clock(self) -> int:
+        """Steps begun: what `used` is set to."""
+        return self._clock
+
+    def set_free(self, count: int) -> None:
+        """The first `count` pages of `free` are nobody's now."""
+        self._num_free = count
+
     def row(self, user: bytes) -> int:
         """The user's row, or NO_ROW."""
         return self._rows.get(user, NO_ROW)

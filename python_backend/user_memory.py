@@ -68,6 +68,18 @@ class UserMemory(ABC):
             MachineError: the log can't be read; memories are as they were.
         """
 
+    def run_warm(self, entries: Sequence[Entry]) -> Caught | None:
+        """One step of those entries alone whose users' memories stand right before their new events, in less time than
+        `run` takes for them, and in no `Work`.
+
+        Args:
+            entries: whose appends have an outcome, or none for those that aren't in the log.
+
+        Returns:
+            None: there are no such entries, or there is no shorter way.
+        """
+        return None
+
     @abstractmethod
     def __contains__(self, user: bytes) -> bool:
         """Whether the user has a memory."""

@@ -27,7 +27,7 @@ from longrec.kernels.reference.block import BlockWeights
 from longrec.kernels.rotary import rotary_phases
 from longrec.kernels.types import PagedMemory
 
-__all__ = ["fits_blocks", "prepare_blocks", "run_blocks"]
+__all__ = ["BlockStep", "fits_blocks", "prepare_blocks", "run_blocks"]
 
 Call = np.ndarray[Any, Any]
 CPU = torch.device("cpu")
@@ -85,65 +85,110 @@ def run_blocks(
     Returns:
         [T, d].
     """
-    x, (num_events, dim) = x.clone(), x.shape
-    if not num_events:
+    x = x.clone()
+    if not len(x):
         return x
-    num_kv_heads, head_dim = memory[0].k_pages.shape[2:]
-    heads_dim, hidden_dim = weights[0].out.shape[1], weights[0].down.shape[1]
-    num_heads = heads_dim // head_dim
-    qkv, attended = x.new_empty(num_events, num_heads + 2 * num_kv_heads, head_dim), x.new_empty(num_events, heads_dim)
-    q, k, v = qkv.split((num_heads, num_kv_heads, num_kv_heads), dim=1)
-    lse2 = x.new_empty(num_events, num_heads)
-    phases = rotary_phases(rotary_base, head_dim, CPU)
-    module = jitted("block_body")
-    floats = max(
-        attention_floats(num_heads, head_dim),
-        module.block_floats(dim, qkv[0].numel(), heads_dim, head_dim, hidden_dim) + 64,
-    )
-    rows = (x.data_ptr(), qkv.data_ptr(), attended.data_ptr())
-    events = (positions.data_ptr(), slots.data_ptr(), phases.data_ptr())
-    sizes = (dim, num_heads, num_kv_heads, head_dim, hidden_dim)
-    scale = head_dim**-0.5 * LOG2_E
-    last = len(weights) - 1
-    body = _Blocks(*_parts(memory[0].k_pages.dtype), paged_body(head_dim, memory[0].k_pages.dtype, "softmax"))
-    shares = []
-    for first_user, end_user in _shares(cu_seqlens, num_events):
-        users = (first_user, end_user - first_user)
-        begin, end = (0, num_events) if users[1] == len(cu_seqlens) - 1 else cu_seqlens[[first_user, end_user]].tolist()
-        blocks = []
-        for index, (block, past) in enumerate(zip(weights, memory, strict=True)):
-            norm = final_norm.data_ptr() if index == last else 0
-            pages = (*page_places(past), past.k_pages.shape[1])
-            addresses = (weight.data_ptr() for weight in block)
-            blocks.append(
-                (
-                    pack(module.BLOCK_CALL, *rows, *addresses, norm, *events, *pages, begin, end, *sizes, eps),
-                    attention_call(q, k, v, cu_seqlens, attended, lse2, past, window, scale, *users),
-                )
-            )
-        shares.append((blocks, x.new_empty(floats)))
-    helpers = [threading.Thread(target=body.run, args=share) for share in shares[1:]]
-    for helper in helpers:
-        helper.start()
-    body.run(*shares[0])
-    for helper in helpers:
-        helper.join()
+    step = BlockStep(
+        x, weights, positions, cu_seqlens, slots, memory,
+        window=window, rotary_base=rotary_base, eps=eps, final_norm=final_norm,
+    )  # fmt: skip
+    step.run(len(x), len(cu_seqlens) - 1)
     return x
 
 
-class _Blocks:
-    """The three jitted parts of a block."""
+class BlockStep:
+    """`run_blocks` over tensors that stay where they are: what the jitted parts take is packed once, not for each step.
 
-    def __init__(self, before: Any, after: Any, attention: Any) -> None:
-        self._before, self._after, self._attention = before, after, attention
+    Args:
+        As `run_blocks`, but x is written in place. A step may have fewer events and users than these tensors.
+    """
 
-    def run(self, blocks: list[tuple[Call, Call]], scratch: torch.Tensor) -> None:
-        """All blocks of one share of the users: a `BLOCK_CALL` and the attention's `CALL` each."""
+    def __init__(
+        self,
+        x: torch.Tensor,
+        weights: Sequence[BlockWeights],
+        positions: torch.Tensor,
+        cu_seqlens: torch.Tensor,
+        slots: torch.Tensor,
+        memory: Sequence[PagedMemory],
+        *,
+        window: int,
+        rotary_base: float,
+        eps: float,
+        final_norm: torch.Tensor,
+    ) -> None:
+        num_events, dim = x.shape
+        num_kv_heads, head_dim = memory[0].k_pages.shape[2:]
+        heads_dim, hidden_dim = weights[0].out.shape[1], weights[0].down.shape[1]
+        num_heads = heads_dim // head_dim
+        qkv = x.new_empty(num_events, num_heads + 2 * num_kv_heads, head_dim)
+        attended, lse2 = x.new_empty(num_events, heads_dim), x.new_empty(num_events, num_heads)
+        phases = rotary_phases(rotary_base, head_dim, CPU)
+        self._floats = max(
+            attention_floats(num_heads, head_dim),
+            jitted("block_body").block_floats(dim, qkv[0].numel(), heads_dim, head_dim, hidden_dim) + 64,
+        )
+        self._tensors = (x, qkv, attended, lse2, positions, slots, phases, final_norm)
+        self._cu_seqlens = cu_seqlens
+        self._weights, self._memory = weights, memory
+        self._sizes = (dim, num_heads, num_kv_heads, head_dim, hidden_dim)
+        self._window, self._eps = window, eps
+        stored = memory[0].k_pages.dtype
+        self._before, self._after = _parts(stored)
+        self._attention = paged_body(head_dim, stored, "softmax")
+        self._whole, self._scratch = self._calls(0, num_events, 0, len(cu_seqlens) - 1), torch.empty(self._floats)
+        self._ends = [block["end"] for block, _ in self._whole]
+        self._num_users = [attention["num_users"] for _, attention in self._whole]
+
+    def run(self, num_events: int, num_users: int) -> None:
+        """The first so many events, which are those of the first so many users."""
+        shares = _shares(self._cu_seqlens, num_events, num_users)
+        if len(shares) == 1:
+            for end, users in zip(self._ends, self._num_users, strict=True):
+                end[0], users[0] = num_events, num_users
+            self._run(self._whole, self._scratch)
+            return
+        parts = []
+        for first_user, end_user in shares:
+            begin, stop = self._cu_seqlens[[first_user, end_user]].tolist()
+            parts.append((self._calls(begin, stop, first_user, end_user - first_user), torch.empty(self._floats)))
+        helpers = [threading.Thread(target=self._run, args=part) for part in parts]
+        for helper in helpers[1:]:
+            helper.start()
+        helpers[0].run()
+        for helper in helpers[1:]:
+            helper.join()
+
+    def _run(self, calls: list[tuple[Call, Call]], scratch: torch.Tensor) -> None:
+        """All blocks of one share of the users."""
         address = scratch.data_ptr()
-        for block, attention in blocks:
+        for block, attention in calls:
             self._before(block, address)
             self._attention(attention, address, 0, 1)
             self._after(block, address)
+
+    def _calls(self, begin: int, end: int, first_user: int, num_users: int) -> list[tuple[Call, Call]]:
+        """A `BLOCK_CALL` and the attention's `CALL` of each block, for events begin..end-1, those of these users."""
+        x, qkv, attended, lse2, positions, slots, phases, final_norm = self._tensors
+        num_heads, num_kv_heads, head_dim = self._sizes[1:4]
+        q, k, v = qkv.split((num_heads, num_kv_heads, num_kv_heads), dim=1)
+        rows = (x.data_ptr(), qkv.data_ptr(), attended.data_ptr())
+        events = (positions.data_ptr(), slots.data_ptr(), phases.data_ptr())
+        scale, kind = head_dim**-0.5 * LOG2_E, jitted("block_body").BLOCK_CALL
+        last = len(self._weights) - 1
+        found = []
+        for index, (block, past) in enumerate(zip(self._weights, self._memory, strict=True)):
+            norm = final_norm.data_ptr() if index == last else 0
+            pages = (*page_places(past), past.k_pages.shape[1])
+            addresses = (weight.data_ptr() for weight in block)
+            users = (first_user, num_users)
+            found.append(
+                (
+                    pack(kind, *rows, *addresses, norm, *events, *pages, begin, end, *self._sizes, self._eps),
+                    attention_call(q, k, v, self._cu_seqlens, attended, lse2, past, self._window, scale, *users),
+                )
+            )
+        return found
 
 
 @functools.cache
@@ -152,12 +197,11 @@ def _parts(dtype: torch.dtype) -> tuple[Any, Any]:
     return module.before_body(str(dtype).removeprefix("torch.")), module.after_body()
 
 
-def _shares(cu_seqlens: torch.Tensor, num_events: int) -> list[tuple[int, int]]:
+def _shares(cu_seqlens: torch.Tensor, num_events: int, num_users: int) -> list[tuple[int, int]]:
     """Users first to last of each thread, about as many events each."""
-    num_users = len(cu_seqlens) - 1
     count = min(torch.get_num_threads(), num_users, max(1, num_events // MIN_SHARED_EVENTS))
     if count == 1:
         return [(0, num_users)]
     wanted = torch.arange(1, count, dtype=torch.int32) * num_events // count
-    cuts = [0, *torch.searchsorted(cu_seqlens, wanted.int()).tolist(), num_users]
+    cuts = [0, *torch.searchsorted(cu_seqlens[: num_users + 1], wanted.int()).tolist(), num_users]
     return [(first, last) for first, last in itertools.pairwise(cuts) if first < last]

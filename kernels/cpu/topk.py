@@ -46,10 +46,9 @@ def catalogue_topk_cpu(
         return hidden.new_empty(0, k, dtype=torch.float32), torch.empty(0, k, dtype=torch.int64)
     body, module = _body(items.dtype), jitted("topk_body")
     tiles = -(-num_rows // LANES)
-    rows = hidden.new_zeros(tiles * LANES, dim, dtype=torch.float32)
-    rows[:num_rows] = hidden.detach()
-    lanes = rows.view(tiles, LANES, dim).transpose(1, 2).contiguous()  # a row a lane
-    scores = hidden.new_empty(num_rows, k, dtype=torch.float32)
+    rows = hidden.detach().float()
+    rows = rows if rows.stride(1) == 1 else rows.contiguous()
+    scores = torch.empty(num_rows, k)
     indices, heaps = (torch.empty(num_rows, k, dtype=torch.int64) for _ in range(2))
     whole = [None if mask is None else mask.long().contiguous() for mask in (seen_indices, categories)]
     by_row = [None if mask is None else mask.long().contiguous() for mask in (seen_indptr, allowed)]
@@ -63,14 +62,14 @@ def catalogue_topk_cpu(
         calls.append(
             pack(
                 module.TOPK_CALL,
-                *(lanes.data_ptr() + first * dim * lanes.itemsize, items.data_ptr(), items.stride(0)),
+                *(address(rows), rows.stride(0), items.data_ptr(), items.stride(0)),
                 *(last - first, len(items), dim, k, address(heaps), address(scores), address(indices)),
                 *(address(by_row[0]), _address(0, whole[0])),
                 *(_address(0, words), _address(0, whole[1]), address(by_row[1])),
                 0.0,
             )
         )
-    scratch = torch.empty(shares, module.topk_floats(num_rows) + LANES)
+    scratch = torch.empty(shares, module.topk_floats(num_rows, dim) + LANES)
     helpers = [
         threading.Thread(target=body, args=(calls[share], scratch[share].data_ptr())) for share in range(1, shares)
     ]

@@ -27,17 +27,27 @@ ROWS = 8  # items of a product
 NO_KEY = -9187343239835811841  # of a score of -inf and no item: any key of a score is above
 LOW = 0xFFFFFFFF
 
-# hidden: [tiles, d, LANES] float32; heaps: [B, k] int64; addresses of masks that aren't there are 0
+# hidden: [B, d] float32; heaps: [B, k] int64; addresses of masks that aren't there are 0
 _INTEGERS = (
-    "hidden", "items", "item_stride", "num_rows", "num_items", "dim", "k", "heaps", "scores", "indices",
-    "seen_indptr", "seen_indices", "blocked", "categories", "allowed",
+    "hidden", "hidden_stride", "items", "item_stride", "num_rows", "num_items", "dim", "k",
+    "heaps", "scores", "indices", "seen_indptr", "seen_indices", "blocked", "categories", "allowed",
 )  # fmt: skip
 TOPK_CALL = np.dtype([*((name, np.int64) for name in _INTEGERS), ("_", np.float64)])
 
 
-def topk_floats(num_rows: int) -> int:
+def topk_floats(num_rows: int, dim: int) -> int:
     """Float32s that one thread works in, for so many rows."""
-    return LANES * (BLOCK + 2) + num_rows
+    return LANES * (BLOCK + 1 + -(-num_rows // LANES) * (dim + 1))
+
+
+@njit
+def _load_lanes(lanes, rows, stride, num_rows, dim):
+    """Rows [num_rows, dim] as [tiles, dim, LANES], zeros behind."""
+    for first in range(0, num_rows, LANES):
+        tile = offset(lanes, first * dim)
+        for lane in range(LANES):
+            for d in range(dim):
+                tile[d * LANES + lane] = rows[(first + lane) * stride + d] if first + lane < num_rows else float32(0.0)
 
 
 @njit
@@ -101,6 +111,8 @@ def topk_body(table: str) -> Callable[..., None]:
         scores = pointer(scratch_address, types.float32)  # [BLOCK, LANES]
         peaks = offset(scores, BLOCK * LANES)  # [LANES]
         worst = offset(peaks, LANES)  # [B, up to a multiple of LANES]: the worst of each row's k best so far
+        lanes = offset(worst, -(-c.num_rows // LANES) * LANES)
+        _load_lanes(lanes, pointer(c.hidden, float32), c.hidden_stride, c.num_rows, c.dim)
         heaps = pointer(c.heaps, int64)
         for n in range(c.num_rows * c.k):
             heaps[n] = NO_KEY
@@ -111,7 +123,7 @@ def topk_body(table: str) -> Callable[..., None]:
             items = offset(pointer(c.items, entry), begin * c.item_stride)
             for first_row in range(0, c.num_rows, LANES):
                 live = min(LANES, c.num_rows - first_row)
-                hidden = offset(pointer(c.hidden, float32), first_row * c.dim)
+                hidden = offset(lanes, first_row * c.dim)
                 n = int64(0)
                 while n + ROWS <= count:
                     source, target = offset(items, n * c.item_stride), offset(scores, n * LANES)
