@@ -171,6 +171,11 @@ class CatchUp(UserMemory):
         """As `UserMemory.run_warm`."""
         return None if self._warm is None else self._warm.run(entries)
 
+    def length_of(self, user: bytes) -> int:
+        """As `UserMemory.length_of`."""
+        row = self._pool.row(user)
+        return NO_LENGTH if row == NO_ROW else self._pool.length.item(row)
+
     def __contains__(self, user: bytes) -> bool:
         """As `UserMemory.__contains__`."""
         return user in self._pool

@@ -112,7 +112,7 @@ class Engine:
         self.observations.batch_queries.observe(len(queries))
         now, later = self._split(queries)
         answers: dict[int, Answer | Ticket] = {}
-        appended = self.log.append([entry.append for entry in now])
+        appended = self._append(now)
         self._check_generation()
         for entry, outcome in zip(now, appended, strict=True):
             answer = self._accept(entry, outcome)
@@ -244,6 +244,11 @@ class Engine:
                 now.append(entry)
         return now, later
 
+    def _append(self, entries: Sequence[Entry]) -> list[Appended | LongrecError]:
+        """Bring the entries' events into the log. Raises as `EventLog.append`."""
+        length_of = self._memory.length_of
+        return self.log.append([entry.append(length_of(entry.query.user)) for entry in entries])
+
     def _answer_warm(self, entries: Sequence[Entry]) -> dict[int, Answer]:
         """Answers of those who go the short way, by number."""
         caught = self._memory.run_warm(entries)
@@ -340,7 +345,7 @@ class Engine:
         fresh = [entry for _, entry in taken if entry.outcome is None]
         outcomes: Iterable[Appended | LongrecError]
         try:
-            outcomes = self.log.append([entry.append for entry in fresh]) if fresh else []
+            outcomes = self._append(fresh) if fresh else []
         except LongrecError as error:
             outcomes = [error] * len(fresh)
         self._check_generation()

@@ -80,6 +80,10 @@ class UserMemory(ABC):
         """
         return None
 
+    def length_of(self, user: bytes) -> int:
+        """Events of the user's log that the memory has seen; -1: there is no memory."""
+        return -1
+
     @abstractmethod
     def __contains__(self, user: bytes) -> bool:
         """Whether the user has a memory."""

@@ -79,9 +79,14 @@ class WarmLane:
     @classmethod
     @torch.inference_mode()
     def over(cls, network: Network, pool: MemoryPool, max_events: int) -> "WarmLane | None":
-        """A lane, its parts compiled now; None where the CPU has no body for the network as a whole."""
+        """A lane, its parts compiled now; None where the CPU has no body for the network as a whole, or where events
+        have features beside item and time."""
         pages = pool.store
-        if not isinstance(network, Transformer) or not isinstance(pages, KeyValueStore):
+        if (
+            not isinstance(network, Transformer)
+            or not isinstance(pages, KeyValueStore)
+            or network.config.features.event
+        ):
             return None
         return cls(network, pool, pages, max_events) if network.fits_block_step(pages.k_pages[0]) else None
 

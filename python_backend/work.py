@@ -30,10 +30,9 @@ class Entry:
     outcome: Appended | None = None
     seconds: float = 0.0
 
-    @property
-    def append(self) -> Append:
-        """Its events, for the log."""
-        return Append(self.query.user, self.query.position, self.query.events)
+    def append(self, hint: int) -> Append:
+        """Its events, for the log; `hint` as there."""
+        return Append(self.query.user, self.query.position, self.query.events, hint)
 
     @property
     def new_rows(self) -> Rows:

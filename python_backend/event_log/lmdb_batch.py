@@ -2,9 +2,10 @@
 
 Takes transactions and cursors of database `events` (see `lmdb_log.py`) as they come, and imports no LMDB.
 
-Nearly every append goes on where the user's log ends, and says so: its position tells the key of the chunk to extend,
-and a chunk that has room left is the user's last one. That way takes one look-up and one checksum. Appends without a
-position, to a new user or a full chunk, and retries take the general way, which searches for the user's last chunk.
+Nearly every append goes on where the user's log ends, and says so: its position, or the hint of one that has none,
+tells the key of the chunk to extend, and a chunk that has room left is the user's last one. That way takes one look-up
+and one checksum. Appends with neither, to a new user or a full chunk, and retries take the general way, which searches
+for the user's last chunk.
 Retries alone are compared with what the log holds.
 """
 
@@ -15,7 +16,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from longrec.errors import DataError
-from longrec.protocol import Status
+from longrec.protocol import UNCHECKED_POSITION, Status
 from longrec.python_backend.event_log.log import Append, Appended, Extent, compare, conflict
 from longrec.python_backend.event_log.records import (
     CHUNK_EVENTS,
@@ -67,19 +68,18 @@ def append_batch(
     get, pack_length, pack_place = transaction.get, LENGTH.pack, PLACE.pack
     with transaction.cursor() as cursor:
         for append in appends:
-            user, position, events = append
+            user, position, events, hint = append
             prefix = pack_length(len(user)) + user
             try:
-                if position > 0:
-                    first = chunk_of(position - 1)
+                end = hint if position == UNCHECKED_POSITION else position
+                if end > 0:
+                    first = chunk_of(end - 1)
                     key = prefix + pack_place(first)
                     value = chunks.get(key) or get(key)
-                    if value and (
-                        extended := continue_chunk(user, first, value, position, _bytes(events), events.shape[1])
-                    ):
+                    if value and (extended := continue_chunk(user, first, value, end, _bytes(events), events.shape[1])):
                         chunks[key] = extended
                         users.add(user)
-                        outcomes.append(Appended(OK, 0, position + len(events)))
+                        outcomes.append(Appended(OK, 0, end + len(events)))
                         continue
                 if user in users:
                     cursor.putmulti(chunks.items())

@@ -22,11 +22,16 @@ __all__ = ["Append", "Appended", "EventLog", "Extent", "Span", "compare", "confl
 
 
 class Append(NamedTuple):
-    """Events [n, 2 + C] (item, unix ms, features) for the log of `user`, the first at `position` (-1: at the end)."""
+    """Events [n, 2 + C] (item, unix ms, features) for the log of `user`, the first at `position` (-1: at the end).
+
+    Args:
+        hint: where the log ended when the caller last knew, which may spare a search for its end; -1: no idea.
+    """
 
     user: bytes
     position: int
     events: Rows
+    hint: int = -1
 
 
 class Appended(NamedTuple):

@@ -169,8 +169,10 @@ def test_given_up_work_leaves_nothing_pinned(make_engine, make_history):
     assert not engine.pool.pinned.any()
 
 
-@pytest.mark.parametrize("deferred", [False, True])
-def test_a_step_that_fails_leaves_memories_as_they_were(make_engine, make_history, recompute, monkeypatch, deferred):
+@pytest.mark.parametrize(("deferred", "warm"), [(False, False), (True, False), (False, True)])
+def test_a_step_that_fails_leaves_memories_as_they_were(
+    make_engine, make_history, recompute, monkeypatch, deferred, warm
+):
     engine, history, fresh = make_engine(), make_history(8, 30), make_history(9, 60 if deferred else 6)
     engine.answer_all([query("u", history[:20])])
     pages = engine.pool.num_free_pages
@@ -179,6 +181,10 @@ def test_a_step_that_fails_leaves_memories_as_they_were(make_engine, make_histor
         raise RuntimeError("out of memory")
 
     with monkeypatch.context() as patch:
+        if warm:
+            patch.setattr(engine._memory._warm._blocks, "run", fail)
+        else:
+            patch.setattr(engine._memory, "_warm", None)
         patch.setattr(engine.network, "forward", fail)
         with pytest.raises(RuntimeError):
             engine.answer_all([query("u", history[20:], position=20), query("v", fresh)])

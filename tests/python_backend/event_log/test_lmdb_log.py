@@ -104,6 +104,19 @@ log.close()
     log.close()
 
 
+@pytest.mark.parametrize("hint", [-1, 0, 1, 60, 63, 64, 65, 70, 71, 128, 10**12])
+def test_a_hint_changes_nothing(tmp_path, rows, hint):
+    """Right, stale, from a log that was longer, at a chunk's edge: the events are appended at the end."""
+    for length in (0, 1, 60, 63, 64, 65, 70):
+        log = open_log(tmp_path / str(length))
+        log.append([Append(b"u", 0, rows(*range(length)))])
+        found = log.append([Append(b"u", -1, rows(7), hint), Append(b"u", -1, rows(8, 9), hint)])
+        assert found == [Appended(Status.OK, 0, length + 1), Appended(Status.OK, 0, length + 3)]
+        assert log.read(b"u", 0, length + 3)[:, 0].tolist() == [*range(length), 7, 8, 9]
+        assert log.append([Append(b"u", length, rows(7), hint)]) == [Appended(Status.OK, 1, length + 3)]
+        log.close()
+
+
 def test_flipped_bytes_on_the_disk_fail_their_user_alone(tmp_path, rows):
     log, marked = open_log(tmp_path / "log"), 0x5AFE_C0DE_5AFE_C0DE
     log.append([Append(b"%d" % n, 0, rows(*range(40))) for n in range(50)])
