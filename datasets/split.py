@@ -29,15 +29,19 @@ class Split:
     test: NDArray[np.int64]
 
 
-def leave_one_out(dataset: Dataset) -> Split:
+def leave_one_out(dataset: Dataset, held_out: int = 2) -> Split:
     """A user's last event is the test event, the one before it the validation event.
 
     Users of fewer than 3 events are trained on with all they have, and not evaluated.
+
+    Args:
+        dataset: to split.
+        held_out: newest events that are not trained on, of users who have more; of the other evaluated users the two.
     """
     end, counts = dataset.indptr[1:], np.diff(dataset.indptr)
     evaluated = np.flatnonzero(counts >= MIN_EVENTS)
     train_end = end.copy()
-    train_end[evaluated] -= 2
+    train_end[evaluated] -= np.where(counts[evaluated] > held_out, held_out, 2)
     return Split(train_end, evaluated, end[evaluated] - 2, end[evaluated] - 1)
 
 
