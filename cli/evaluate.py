@@ -41,7 +41,7 @@ def evaluate(
 
     Example: [bold]longrec evaluate runs/first data/ml-100k --by history,popularity,cold --plots plots[/bold]
     """
-    from longrec.datasets import Dataset, leave_one_out
+    from longrec.datasets import HELD_OUT, Dataset, leave_one_out
     from longrec.errors import ArgumentError, DataError
     from longrec.modeling import load_run
     from longrec.training import answer, ranking_metrics
@@ -66,7 +66,7 @@ def evaluate(
     counts = training_counts(data, split)
     figures: dict[str, dict[str, float]] = {}
     lists: dict[str, dict[str, float]] = {}
-    steps = _steps(network, data, horizon, checkpoint.training.get("held_out", 2), run) if horizon > 1 else []
+    steps = _steps(network, data, horizon, checkpoint.training.get("held_out", HELD_OUT), run) if horizon > 1 else []
     groups: dict[str, list[Group]] = {}
     for event, rows in (("test", split.test), ("validation", split.validation)):
         answers = answer(network, data, split.evaluated, rows, LIST_LENGTH)
