@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from longrec.datasets import Dataset
+    from longrec.modeling import Network
     from longrec.training.evaluation_report import Group
 
 __all__ = ["evaluate"]
@@ -26,6 +28,9 @@ def evaluate(
     ] = "",
     cold_events: Annotated[int, typer.Option(min=0, help="Most past events of a cold user.")] = 5,
     plots: Annotated[Path | None, typer.Option(help="Folder for a picture of each grouping of --by.")] = None,
+    horizon: Annotated[
+        int, typer.Option(min=1, help="Also roll out so many steps, each from the items predicted before it.")
+    ] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print figures as JSON instead of a table.")] = False,
 ) -> None:
     """Rank each user's last event (test) and the one before it (validation) among the whole catalogue.
@@ -36,7 +41,7 @@ def evaluate(
 
     Example: [bold]longrec evaluate runs/first data/ml-100k --by history,popularity,cold --plots plots[/bold]
     """
-    from longrec.datasets import Dataset, leave_one_out
+    from longrec.datasets import HELD_OUT, Dataset, leave_one_out
     from longrec.errors import ArgumentError, DataError
     from longrec.modeling import load_run
     from longrec.training import answer, ranking_metrics
@@ -61,6 +66,7 @@ def evaluate(
     counts = training_counts(data, split)
     figures: dict[str, dict[str, float]] = {}
     lists: dict[str, dict[str, float]] = {}
+    steps = _steps(network, data, horizon, checkpoint.training.get("held_out", HELD_OUT), run) if horizon > 1 else []
     groups: dict[str, list[Group]] = {}
     for event, rows in (("test", split.test), ("validation", split.validation)):
         answers = answer(network, data, split.evaluated, rows, LIST_LENGTH)
@@ -76,19 +82,44 @@ def evaluate(
         found = {by: [group._asdict() for group in of] for by, of in groups.items()}
         for group in (group for of in found.values() for group in of):
             group["metrics"] = {name: one._asdict() for name, one in group["metrics"].items()}
-        typer.echo(json.dumps({**figures, "lists": lists, "by": found}, indent=2))
+        typer.echo(json.dumps({**figures, "lists": lists, "steps": steps, "by": found}, indent=2))
         return
     console = Console()
     title = f"{run} on {data.name}: {len(split.test):,} users, {len(data.catalogue):,} items"
     console.print(_events_table(title, figures))
     console.print(_events_table(f"the {LIST_LENGTH} best items (calibration: 0 is best)", lists))
+    if steps:
+        numbered = {str(step): metrics for step, metrics in enumerate(steps, start=1)}
+        title = f"the newest {horizon} events of {steps[0]['users']:,.0f} users, rolled out"
+        console.print(_events_table(title, numbered, "step"))
     for name, of in groups.items():
         console.print(_groups_table(name, of))
 
 
-def _events_table(title: str, figures: Mapping[str, Mapping[str, float]]) -> Table:
-    table = Table("event", title=title)
-    names = [name for name in figures["test"] if name != "users"]
+def _steps(network: "Network", data: "Dataset", horizon: int, held_out: int, run: Path) -> list[dict[str, float]]:
+    """Metrics of each step of rollouts over users' newest `horizon` events, none of which was trained on."""
+    from longrec.datasets import leave_one_out
+    from longrec.errors import ArgumentError, DataError
+    from longrec.training.metrics.horizon import horizon_metrics
+    from longrec.training.rollouts import rollout_ranks
+
+    if horizon > held_out:
+        raise ArgumentError(
+            f"--horizon {horizon}",
+            f"at most {held_out}, the newest events that {run} was not trained on",
+            remedy=f"longrec train --held-out {horizon}",
+        )
+    ends, train_end = data.indptr[1:], leave_one_out(data, held_out).train_end
+    users = (ends - train_end >= horizon).nonzero()[0]
+    if not len(users):
+        raise DataError(f"{data.name}: expected a user with more than {held_out} events, to roll out {horizon} steps")
+    ranks = rollout_ranks(network, data, users, ends[users] - horizon, horizon)
+    return [metrics.as_dict() for metrics in horizon_metrics(ranks, (1, 5, 10))]
+
+
+def _events_table(title: str, figures: Mapping[str, Mapping[str, float]], head: str = "event") -> Table:
+    table = Table(head, title=title)
+    names = [name for name in next(iter(figures.values())) if name != "users"]
     for name in names:
         table.add_column(name.upper(), justify="right")
     for event, metrics in figures.items():

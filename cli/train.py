@@ -40,6 +40,9 @@ def train(
     begin: Annotated[
         Path | None, typer.Option("--from", help="Run folder whose weights and shape to begin with, by item ids.")
     ] = None,
+    held_out: Annotated[
+        int, typer.Option(min=2, help="Newest events of a user that are not trained on, for `evaluate --horizon`.")
+    ] = 2,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     epochs: Annotated[int | None, _option("epochs", "Passes over the data.")] = None,
     max_seconds: Annotated[
@@ -113,6 +116,7 @@ def train(
     order = {
         "dataset": str(dataset),
         "pretrain": pretrain,
+        "held_out": held_out,
         "from": str(begin) if begin else None,
         "features": features,
         "settings": _whole(chosen, begin),
@@ -157,7 +161,7 @@ def _run(out: Path, order: dict[str, Any], device: str, as_json: bool, *, resume
         shape["features"] = _features(data.schema, order["features"])
     model = parse_config(ModelConfig, shape, "longrec train")
     initial = carry_over(Path(order["from"]), model, data.catalogue, config.seed) if order["from"] else None
-    split = everything(data) if order["pretrain"] else leave_one_out(data)
+    split = everything(data) if order["pretrain"] else leave_one_out(data, order["held_out"])
     console = Console(stderr=as_json)
     with ExitStack() as stack:
         size = int(os.environ.get("WORLD_SIZE", "1"))  # torchrun says so
@@ -190,6 +194,7 @@ def _run(out: Path, order: dict[str, Any], device: str, as_json: bool, *, resume
     best = next(record for record in trained.history if record["epoch"] == trained.best_epoch)
     figures: dict[str, Any] = {
         "dataset": data.name,
+        "held_out": 0 if order["pretrain"] else order["held_out"],
         "config": config.model_dump(),
         "best_epoch": trained.best_epoch,
         "epochs": len(trained.history),

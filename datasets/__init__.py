@@ -10,9 +10,10 @@ from longrec.datasets.readers import (
     read_interactions,
     read_titles,
 )
-from longrec.datasets.split import Split, everything, leave_one_out
+from longrec.datasets.split import HELD_OUT, Split, everything, leave_one_out
 
 __all__ = [
+    "HELD_OUT",
     "SOURCES",
     "Dataset",
     "InteractionColumns",

@@ -117,6 +117,9 @@ class TrainConfig(_Config):
         negative_power: they are drawn in proportion to (training events + 1) ** power; 0: uniformly.
         calibration: t of gBCE, from 0, as BCE, to 1, which undoes what sampling does to probabilities.
         label_smoothing: probability that the target spreads over the catalogue; of softmax alone.
+        steps_ahead: next items that a state is trained to predict; the first is the one that serving asks for, those
+            after it shape the state, by maps that are dropped after training. Not bert4rec, seq2seq.
+        ahead_decay: the loss of step s counts ahead_decay ** (s - 1).
         validate_every: epochs from one validation to the next; the last is always validated.
         patience: validations in a row without a better one that end the run; None: it runs to its end.
         precision: bfloat16 computes the matrix products in it, over weights that stay float32.
@@ -144,6 +147,8 @@ class TrainConfig(_Config):
     negative_power: Annotated[float, Field(ge=0, le=1)] = 0.0
     calibration: Annotated[float, Field(ge=0, le=1)] = 0.75
     label_smoothing: Fraction = 0.1
+    steps_ahead: Annotated[int, Field(ge=1, le=16)] = 1
+    ahead_decay: Annotated[float, Field(gt=0, le=1)] = 0.5
     validate_every: Positive = 2
     patience: Positive | None = None
     precision: Literal["float32", "bfloat16"] = "float32"

@@ -6,7 +6,18 @@ from numpy.typing import NDArray
 from longrec.config import ModelConfig
 from longrec.schema import UNKNOWN, TimeOfDay, Weekday
 
-__all__ = ["gap_buckets", "in_context", "ragged_gap_buckets", "seconds", "unknown_context"]
+__all__ = [
+    "USUAL_GAPS",
+    "gap_buckets",
+    "in_context",
+    "ragged_gap_buckets",
+    "seconds",
+    "unknown_context",
+    "usual_gap_ms",
+]
+
+USUAL_GAPS = 32  # newest gaps that tell how long it is to a user's next event
+MAX_GAP_MS = 1 << 62  # a median is a float, and may be rounded up past int64
 
 
 def gap_buckets(times_ms: NDArray[np.int64], previous_ms: int | None, num_buckets: int) -> NDArray[np.int64]:
@@ -88,6 +99,15 @@ def unknown_context(model: ModelConfig) -> NDArray[np.int64]:
     rows = model.num_gap_buckets + np.cumsum([0, *sizes[:-1]])[: len(sizes)]
     can_be = [name in model.features.columns for name in model.features.event]
     return np.concatenate(([0], np.where(can_be, rows, 0))).astype(np.int64)
+
+
+def usual_gap_ms(times_ms: NDArray[np.int64]) -> int:
+    """Milliseconds from one event of a rollout to the next: the median of the user's newest gaps.
+
+    Args:
+        times_ms: of the newest `USUAL_GAPS` + 1 events, or fewer, oldest first; of fewer than two, there is no gap.
+    """
+    return int(min(np.median(np.maximum(np.diff(times_ms), 0)), MAX_GAP_MS)) if len(times_ms) > 1 else 0
 
 
 def seconds(times_ms: NDArray[np.int64]) -> NDArray[np.int32]:

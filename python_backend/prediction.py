@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from longrec.config import EngineConfig
 from longrec.errors import LongrecError
-from longrec.modeling.features import gap_buckets, in_context
+from longrec.modeling.features import USUAL_GAPS, gap_buckets, in_context, usual_gap_ms
 from longrec.modeling.network import Network
 from longrec.protocol import Status
 from longrec.python_backend.event_log import EventLog
@@ -23,8 +23,6 @@ from longrec.python_backend.work import Entry, Rows
 
 __all__ = ["Predictor"]
 
-GAP_EVENTS = 32  # newest gaps whose median a rollout's events keep
-MAX_GAP_MS = 1 << 62  # a median is a float, and may be rounded up past int64
 MAX_EXPLAINED = 16  # users explained in one call: 5 ms on a core at a window of 256, for which everybody waits
 
 
@@ -207,8 +205,7 @@ class Predictor:
                 held_up.add(entry.query.user)
                 continue
             try:
-                times = self._newest(entry.query, entry.after, GAP_EVENTS + 1)[:, 1]
-                gap_ms = int(min(np.median(np.maximum(np.diff(times), 0)), MAX_GAP_MS)) if len(times) > 1 else 0
+                gap_ms = usual_gap_ms(self._newest(entry.query, entry.after, USUAL_GAPS + 1)[:, 1])
                 asks_why = entry.query.settings.explain > 0 and entry.after > 0
                 newest = self._newest_event(entry) if asks_why else self._no_event
             except LongrecError as error:

@@ -1,6 +1,7 @@
 """From a batch's rows to what a network is trained on: events in, items to come out, negatives. Tensors on the device
 of the network."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +19,18 @@ from longrec.training.losses import SampledItems
 from longrec.training.negatives import Sampler
 from longrec.training.packing import Batch
 
-__all__ = ["ExampleTable", "Examples"]
+__all__ = ["ExampleTable", "Examples", "Later"]
+
+
+class Later(NamedTuple):
+    """The items some steps after events, where the histories go on so far.
+
+    Args:
+        places: [M] int64, of the events in the batch. items: [M] int64.
+    """
+
+    places: Tensor
+    items: Tensor
 
 
 class Examples(NamedTuple):
@@ -29,12 +41,14 @@ class Examples(NamedTuple):
         targets: [T] int64, the item after each.
         first: [F] int64, first items of histories; the start state predicts them.
         negatives: of a loss that samples.
+        later: of steps 2, 3 … after each event, as many as are trained on.
     """
 
     events: Events
     targets: Tensor
     first: Tensor
     negatives: SampledItems | None
+    later: Sequence[Later] = ()
 
 
 class ExampleTable:
@@ -50,6 +64,7 @@ class ExampleTable:
     ) -> None:
         self._table = EventTable(dataset, model)
         self._unknown_context = torch.from_numpy(unknown_context(model))
+        self._indptr, self._ends, self._steps = dataset.indptr, split.train_end, config.steps_ahead
         self._unknown, self._item_dropout, self._device = model.num_items, config.item_dropout, device
         self._sampler: Sampler | None = None
         if config.loss != "softmax":
@@ -69,10 +84,22 @@ class ExampleTable:
             self._items(batch.rows + 1),
             self._items(batch.first),
             self._negatives(step),
+            self._later(batch.rows),
         )
 
     def _items(self, rows: NDArray[np.int64]) -> Tensor:
         return self._table.items[torch.from_numpy(rows)].to(self._device)
+
+    def _later(self, rows: NDArray[np.int64]) -> Sequence[Later]:
+        """The targets of steps 2 to `steps_ahead`; they may lie behind the piece, not behind the training part."""
+        if self._steps == 1:
+            return ()
+        ends = self._ends[np.searchsorted(self._indptr, rows, side="right") - 1]
+        places = [np.flatnonzero(rows + step < ends) for step in range(2, self._steps + 1)]
+        return [
+            Later(torch.from_numpy(known).to(self._device), self._items(rows[known] + step))
+            for step, known in enumerate(places, start=2)
+        ]
 
     def _hide(self, events: Events) -> Events:
         """Put the unknown in place of a share of the input: its row is trained, and no single event relied on."""

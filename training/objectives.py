@@ -33,14 +33,23 @@ Terms = dict[str, Term]
 class Objective(nn.Module):
     """A network and what it is trained for, as one module: what is sharded has one way in.
 
+    With `steps_ahead` K above 1 a state h also predicts the items of steps s = 2..K after its event, from h + A_s h (as
+    heads for several tokens do: Gloeckle et al., 2024). Each A_s begins as zero, to which weight decay draws it. The
+    term of repeats is of the next item alone.
+
     Args:
         network: trained.
         config: its loss.
+
+    Attributes:
+        ahead: [K - 1, dim, dim], the A_s, which only training needs; None with K = 1.
     """
 
     def __init__(self, network: Network, config: TrainConfig) -> None:
         super().__init__()
         self.network, self.config = network, config
+        maps = network.start.new_zeros(config.steps_ahead - 1, *2 * network.start.shape)
+        self.ahead = nn.Parameter(maps) if len(maps) else None
 
     def forward(self, examples: Examples, memory: Any = None) -> tuple[Terms, Any]:
         """The terms of the loss, and the memory after the events.
@@ -50,10 +59,24 @@ class Objective(nn.Module):
             memory: of the pieces before, of a recurrent network; None for others.
         """
         network = self.network
+        if network.objective != "next_item":
+            return _TERMS[network.objective](network, examples, self.config), None
         if network.recurrent:
             hidden, memory = network.step(examples.events, memory)
-            return _next(network, hidden, examples, self.config), memory
-        return _TERMS[network.objective](network, examples, self.config), None
+        else:
+            hidden = network.states(examples.events)
+        return _next_item(network, hidden, examples, self.config) | self._later_items(hidden, examples), memory
+
+    def _later_items(self, hidden: Tensor, examples: Examples) -> Terms:
+        """The items of the steps after the next."""
+        terms: Terms = {}
+        for step, (places, items) in enumerate(examples.later, start=2):
+            assert self.ahead is not None
+            states = hidden[places]
+            states = states + states @ self.ahead[step - 2].T
+            loss = item_loss(states, self.network.item_table, items, examples.negatives, self.config)
+            terms[f"item_{step}"] = Term(self.config.ahead_decay ** (step - 1) * loss, len(items))
+        return terms
 
 
 def _items(network: Network, hidden: Tensor, targets: Tensor, examples: Examples, config: TrainConfig) -> Terms:
@@ -64,12 +87,7 @@ def _items(network: Network, hidden: Tensor, targets: Tensor, examples: Examples
     return {"item": Term(item_loss(states, network.item_table, wanted, examples.negatives, config), len(wanted))}
 
 
-def _next_item(network: Network, examples: Examples, config: TrainConfig) -> Terms:
-    """The item after each event."""
-    return _next(network, network.states(examples.events), examples, config)
-
-
-def _next(network: Network, hidden: Tensor, examples: Examples, config: TrainConfig) -> Terms:
+def _next_item(network: Network, hidden: Tensor, examples: Examples, config: TrainConfig) -> Terms:
     """The item after each event, whose states are `hidden`, and the first items."""
     if network.repeats is None:
         return _items(network, hidden, examples.targets, examples, config)
@@ -114,7 +132,6 @@ def _next_items(network: Network, examples: Examples, config: TrainConfig) -> Te
 
 
 _TERMS: Mapping[Name, Callable[[Network, Examples, TrainConfig], Terms]] = {
-    "next_item": _next_item,
     "masked_item": _masked_item,
     "next_items": _next_items,
 }

@@ -56,7 +56,7 @@ def fingerprint(dataset: Dataset, model: ModelConfig, config: TrainConfig, world
 
 def save(path: Path, run: dict[str, Any], stepper: Stepper, progress: Progress) -> None:
     """Write a snapshot, on rank 0; all ranks call."""
-    tensors = {f"network.{name}": weight for name, weight in stepper.network.state_dict().items()}
+    tensors = {f"objective.{name}": weight for name, weight in stepper.objective.state_dict().items()}
     for place, values in stepper.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{place}.{name}": value for name, value in values.items() if value is not None}
     if stepper.average:
@@ -92,7 +92,7 @@ def restore(path: Path, run: dict[str, Any], stepper: Stepper) -> Progress:
                 f"{path}: {name}: expected what the run began with, got another; resume with the same data, settings "
                 "and number of processes"
             )
-    stepper.network.load_state_dict(section(tensors, "network"))
+    stepper.objective.load_state_dict(section(tensors, "objective"))
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in section(tensors, "optimizer").items():
         place, key = name.split(".", 1)

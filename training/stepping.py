@@ -28,16 +28,17 @@ class Stepper:
         world: ranks that have other parts of each batch.
 
     Attributes:
+        objective: the network, and what else is trained with it.
         taken: steps so far.
         average: of the weights, if there is to be one.
     """
 
     def __init__(self, network: Network, config: TrainConfig, world: World = ALONE) -> None:
         self.network, self.config, self.world = network, config, world
-        self.optimizer = build_optimizer(network, config)
+        self.objective = Objective(network, config)
+        self.optimizer = build_optimizer(self.objective, config)
         self.average = Average(network, config.ema_decay) if config.ema_decay else None
         self.taken = 0
-        self._objective = Objective(network, config)
         self._adversary = Adversary(network.items, config.adversarial) if config.adversarial else None
 
     def step(self, examples: Examples, memory: Any, rate: float) -> tuple[float, Any]:
@@ -55,8 +56,8 @@ class Stepper:
             group["lr"] = rate
         self.optimizer.zero_grad()
         loss, memory = self._backward(examples, memory)
-        self.world.sum_gradients(self.network)
-        torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip_norm)
+        self.world.sum_gradients(self.objective)
+        torch.nn.utils.clip_grad_norm_(self.objective.parameters(), self.config.clip_norm)
         self.optimizer.step()
         if self.average:
             self.average.update(self.taken)
@@ -90,7 +91,7 @@ class Stepper:
         kind = examples.targets.device.type
         # a table of items that is computed is computed once
         with torch.autocast(kind, torch.bfloat16, enabled=self.config.precision == "bfloat16"), parametrize.cached():
-            terms, memory = self._objective(examples, memory)
+            terms, memory = self.objective(examples, memory)
         own = torch.tensor([term.predictions for term in terms.values()], dtype=torch.float64)
         counts = self.world.sum(own.to(examples.targets.device)).clamp(min=1).tolist()
         parts = [term.total / count for term, count in zip(terms.values(), counts, strict=True)]

@@ -83,8 +83,8 @@ def train(
         world: of a distributed run; every rank calls with the same arguments, and gets the same weights.
 
     Raises:
-        ArgumentError: `model` has another number of items than the catalogue, features that the data lacks, or repeats
-            and a loss that samples.
+        ArgumentError: `model` has another number of items than the catalogue, features that the data lacks, repeats and
+            a loss that samples, or a family that can't be trained on several steps.
         CheckpointError: `snapshot` is of another run.
         DataError: there is nothing to train or validate on, or the loss is no longer finite.
     """
@@ -92,6 +92,8 @@ def train(
         raise ArgumentError(f"num_items={model.num_items}", f"{len(dataset.catalogue)}, the length of the catalogue")
     if model.repeats and config.loss != "softmax":
         raise ArgumentError(f"loss={config.loss}", "softmax with repeats")
+    if config.steps_ahead > 1 and model.family in ("bert4rec", "seq2seq"):
+        raise ArgumentError(f"steps_ahead={config.steps_ahead}", f"1 for family {model.family}")
     lacking = [name for name, feature in model.features.event.items() if dataset.schema.event.get(name) != feature]
     if initial is None or dataset.attributes is not None:  # else a trained table of items is learnt on as it is
         lacking += [name for name, feature in model.features.item.items() if dataset.schema.item.get(name) != feature]

@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple
 import polars as pl
 
 from longrec.checkpoint import Checkpoint
+from longrec.datasets import HELD_OUT
 from longrec.errors import CheckpointError
 from longrec.modeling import Network, load_run, save_run
 
@@ -71,7 +72,9 @@ def save_update(
     number = 1 + max((int(folder.name) for folder in _updates(run)), default=0)
     fresh, target = run / UPDATES / f".{os.getpid()}", run / UPDATES / f"{number:04}"
     shutil.rmtree(fresh, ignore_errors=True)
-    save_run(fresh, network, base.config, base.catalogue, {**base.training, "update": number})
+    held_out = min(HELD_OUT, base.training.get("held_out", HELD_OUT))  # of the old data no more were spared
+    training = {**base.training, "update": number, "held_out": held_out}
+    save_run(fresh, network, base.config, base.catalogue, training)
     lengths = pl.Series("length", list(learnt.values()), dtype=pl.Int64)
     pl.DataFrame([pl.Series("user", list(learnt), dtype=pl.Binary), lengths]).write_parquet(fresh / LEARNT)
     (fresh / REPORT).write_text(json.dumps(report, indent=2) + "\n")

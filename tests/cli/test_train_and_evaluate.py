@@ -92,6 +92,22 @@ def test_groups_are_printed_and_drawn(run: Path, dataset: Path, tmp_path: Path) 
         longrec("evaluate", run, dataset, "--plots", tmp_path)
 
 
+def test_rollouts_are_evaluated_by_step_on_events_that_were_held_out(run: Path, dataset: Path, tmp_path: Path) -> None:
+    figures = json.loads(longrec("evaluate", run, dataset, "--horizon", 2, "--json"))
+    assert [step["users"] for step in figures["steps"]] == [30, 30]
+    assert figures["steps"][0]["ndcg@10"] == pytest.approx(figures["validation"]["ndcg@10"])  # from the same past
+    assert json.loads(longrec("evaluate", run, dataset, "--json"))["steps"] == []
+    with pytest.raises(ArgumentError, match=r"--horizon 3: expected at most 2, .*; longrec train --held-out 3"):
+        longrec("evaluate", run, dataset, "--horizon", 3)
+    options = ("--epochs", 1, "--dim", 8, "--layers", 1, "--held-out", 7, "--set", "steps_ahead=3")
+    longrec("train", dataset, "--out", tmp_path, *options, "--json")
+    figures = json.loads(longrec("evaluate", tmp_path, dataset, "--horizon", 3, "--json"))
+    assert [step["users"] for step in figures["steps"]] == [18] * 3  # of 8 events and more
+    shown = longrec("evaluate", tmp_path, dataset, "--horizon", 3)
+    assert "the newest 3 events of 18 users, rolled out" in shown
+    assert f"{figures['steps'][2]['mrr']:.4f}" in shown
+
+
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family != "transformer"])
 def test_every_family_is_trained_and_evaluated_and_exported(family: str, dataset: Path, tmp_path: Path) -> None:
     options = ("--epochs", 2, "--dim", 8, "--layers", 1, "--window", 8, "--batch-events", 64, "--family", family)

@@ -105,6 +105,9 @@ def test_leave_one_out_holds_back_the_last_two_events() -> None:
     assert split.validation.tolist() == [3, 8]
     assert split.test.tolist() == [4, 9]
     assert split.train_end.tolist() == [3, 7, 8]  # b is too short to be evaluated: both its events are trained on
+    more = leave_one_out(dataset(rows), held_out=4)
+    assert more.train_end.tolist() == [1, 7, 8]  # c has no more than 4
+    assert more.test.tolist() == split.test.tolist()
 
 
 def test_arrays_may_be_written_to(tmp_path: Path) -> None:

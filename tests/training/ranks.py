@@ -41,7 +41,8 @@ def main(folder: Path, out: Path) -> None:
             model = ModelConfig(
                 num_items=len(data.catalogue), family=family, dim=8, num_layers=1, hidden_dim=8, window=8
             )
-            config = TrainConfig.model_validate({**PLAIN, "ema_decay": 0.5 if family == "gru" else 0.0})
+            others = {"gru": {"ema_decay": 0.5}, "hstu": {"steps_ahead": 3}}.get(family, {})
+            config = TrainConfig.model_validate({**PLAIN, **others})
             trained = train(data, leave_one_out(data), model, config, world=world)
             found |= {f"{family}.{name}": weight for name, weight in trained.network.state_dict().items()}
             found[f"{family}.losses"] = torch.tensor([record["loss"] for record in trained.history])
