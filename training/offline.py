@@ -86,6 +86,7 @@ def begin(job: Job) -> int:
         raise ArgumentError(f"run={job.run}", "one without features of events, which the table can't hold", got=names)
     identity = {
         "weights": checkpoint.weights_hash,
+        "items": len(checkpoint.catalogue),
         "rows": rows,
         "bytes": sum(path.stat().st_size for path in job.files),
         **{name: value for name, value in asdict(job).items() if name in ("k", "shard_users")},

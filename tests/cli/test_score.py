@@ -163,6 +163,6 @@ def test_a_run_with_features_of_events_is_refused(tmp_path: Path) -> None:
     config = ModelConfig(num_items=2, dim=8, num_layers=1, hidden_dim=8, features=features)
     save_run(tmp_path / "run", build_network(config), config, Catalogue(["a", "b"], ["a", "b"]), {})
     pl.DataFrame({"user": ["u"], "items": [["a"]], "times_ms": [[1]]}).write_parquet(tmp_path / "users.parquet")
-    with pytest.raises(ArgumentError, match="expected one without features of events, .* got action"):
+    with pytest.raises(ArgumentError, match=r"expected one without features of events, .* got action"):
         begin(Job(tmp_path / "run", tmp_path / "users.parquet", tmp_path / "out"))
     assert not (tmp_path / "out").exists()
