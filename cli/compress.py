@@ -33,12 +33,12 @@ def compress(
     from longrec.errors import ArgumentError
     from longrec.modeling import load_run
     from longrec.modeling.compression import compress as smaller
-    from longrec.modeling.compression import unpack
 
     if out.resolve() == run.resolve():
         raise ArgumentError(f"--out {out}", "another folder than the run's")
-    _, checkpoint = load_run(run)
-    config, weights = smaller(checkpoint.config, unpack(checkpoint.weights), method, keep)
+    network, checkpoint = load_run(run)  # with the items that were added since its training
+    dense = {name: weight.numpy() for name, weight in network.state_dict().items()}
+    config, weights = smaller(network.config, dense, method, keep)
     record = {**checkpoint.training, "compressed": {"method": method, "keep": keep}}
     save_checkpoint(out, config, weights, checkpoint.catalogue, record)
     load_run(out)  # what can't be read back is told now

@@ -70,7 +70,7 @@ def begin(job: Job) -> int:
     """Make the folder, or find in it the same job's; the number of shards.
 
     Raises:
-        ArgumentError: the folder is another job's.
+        ArgumentError: the folder is another job's; or the run has features of events, for which there are no columns.
         DataError: the users' table can't be read, or lacks a column.
         CheckpointError: the run's files don't fit each other.
     """
@@ -81,8 +81,12 @@ def begin(job: Job) -> int:
         raise DataError(f"{job.users}: expected Parquet ({str(error).splitlines()[0]})") from None
     if absent := {"user", "items", "times_ms"} - set(columns):
         raise DataError(f"{job.users}: expected columns user, items and times_ms, {', '.join(sorted(absent))} missing")
+    checkpoint = load_checkpoint(job.run)
+    if names := ", ".join(checkpoint.config.features.event):
+        raise ArgumentError(f"run={job.run}", "one without features of events, which the table can't hold", got=names)
     identity = {
-        "weights": load_checkpoint(job.run).weights_hash,
+        "weights": checkpoint.weights_hash,
+        "items": len(checkpoint.catalogue),
         "rows": rows,
         "bytes": sum(path.stat().st_size for path in job.files),
         **{name: value for name, value in asdict(job).items() if name in ("k", "shard_users")},

@@ -74,7 +74,7 @@ def save_update(
     shutil.rmtree(fresh, ignore_errors=True)
     held_out = min(HELD_OUT, base.training.get("held_out", HELD_OUT))  # of the old data no more were spared
     training = {**base.training, "update": number, "held_out": held_out}
-    save_run(fresh, network, base.config, base.catalogue, training)
+    save_run(fresh, network, network.config, base.catalogue, training)
     lengths = pl.Series("length", list(learnt.values()), dtype=pl.Int64)
     pl.DataFrame([pl.Series("user", list(learnt), dtype=pl.Binary), lengths]).write_parquet(fresh / LEARNT)
     (fresh / REPORT).write_text(json.dumps(report, indent=2) + "\n")

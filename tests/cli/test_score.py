@@ -18,6 +18,7 @@ from longrec.config import EngineConfig, ModelConfig
 from longrec.errors import ArgumentError, DataError, LongrecError
 from longrec.modeling import build_network, save_run
 from longrec.python_backend.local import serve_locally
+from longrec.schema import EventCategory, Schema
 from longrec.training.offline import Job, Scorer, begin, run_here
 
 ITEMS, USERS, K, SHARD = 50, 25, 5, 10
@@ -155,3 +156,13 @@ def test_bad_tables_are_refused_with_their_row(folder: Path, tmp_path: Path, row
 def test_misfit_options_are_named(folder: Path, tmp_path: Path, options: tuple[object, ...], message: str) -> None:
     with pytest.raises(LongrecError, match=message):
         score(folder, tmp_path / "out", *options)
+
+
+def test_a_run_with_features_of_events_is_refused(tmp_path: Path) -> None:
+    features = Schema(event={"action": EventCategory(kind="category", values=("view", "buy"))})
+    config = ModelConfig(num_items=2, dim=8, num_layers=1, hidden_dim=8, features=features)
+    save_run(tmp_path / "run", build_network(config), config, Catalogue(["a", "b"], ["a", "b"]), {})
+    pl.DataFrame({"user": ["u"], "items": [["a"]], "times_ms": [[1]]}).write_parquet(tmp_path / "users.parquet")
+    with pytest.raises(ArgumentError, match=r"expected one without features of events, .* got action"):
+        begin(Job(tmp_path / "run", tmp_path / "users.parquet", tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
