@@ -152,7 +152,7 @@ def test_damage_fails_its_user_alone(redis_server, log, rows, kind):
 def test_another_format_is_refused_when_opened_and_later(redis_server, log, rows):
     with redis_server.client() as client:
         client.set("longrec:format", "9")
-        with pytest.raises(DataError, match="expected a log of format 2, got 9 .*; serve it with the release"):
+        with pytest.raises(DataError, match=r"expected a log of format 2, got 9 .*; serve it with the release"):
             RedisLog(redis_server.url)
         with pytest.raises(DataError, match="expected a log of format 2, got 9"):
             log.append([Append(b"u", 0, rows(1))])
