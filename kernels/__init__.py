@@ -4,7 +4,7 @@ Triton kernels on a GPU, PyTorch or numba on the CPU."""
 from longrec.kernels.append import append_memory
 from longrec.kernels.attention import prepare_attention, segment_attention
 from longrec.kernels.block_decode import BlockWeights, block_decode, block_decode_fits
-from longrec.kernels.cpu.blocks import BlockStep, fits_blocks, run_blocks
+from longrec.kernels.cpu.blocks import BlockStep, fits_blocks
 from longrec.kernels.cross_entropy import catalogue_cross_entropy
 from longrec.kernels.reference import rotate
 from longrec.kernels.reference.append import as_stored
@@ -27,6 +27,5 @@ __all__ = [
     "fits_blocks",
     "prepare_attention",
     "rotate",
-    "run_blocks",
     "segment_attention",
 ]

@@ -1,9 +1,6 @@
 """The causal transformer over events: pre-norm, rotary, windowed grouped-query attention over paged memory, gated
 feed-forward, scores tied to the item table. Neither losses nor the management of pages live here."""
 
-from collections.abc import Callable
-from typing import TypeVar
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -15,8 +12,6 @@ from longrec.modeling.paged import LastAttention, PagedNetwork
 from longrec.modeling.serving_memory import ServingMemory
 
 __all__ = ["ServingMemory", "Transformer"]
-
-R = TypeVar("R")
 
 
 class Transformer(PagedNetwork):
@@ -69,9 +64,10 @@ class Transformer(PagedNetwork):
         Returns:
             [T, dim], after the final norm.
         """
-        x = self.dropout(self.items(items) + self.gaps(gaps))  # [T, dim]
+        x: Tensor = self.dropout(self.items(items) + self.gaps(gaps))  # [T, dim]
         if memory is not None and self.fits_block_step(memory.k_pages[0]):
-            return self._run_in_one(kernels.run_blocks, x, positions, cu_seqlens, memory)
+            self.block_step(x, positions, cu_seqlens, memory).run(len(x), len(cu_seqlens) - 1)
+            return x
         if memory is not None and self._runs_blocks_whole(x, cu_seqlens, memory):
             for index, block in enumerate(self.blocks):
                 assert isinstance(block, Block)
@@ -92,14 +88,9 @@ class Transformer(PagedNetwork):
         """What follows the embedding, x [T, dim], over tensors that stay where they are; x becomes the states.
 
         The other arguments are those of `forward`."""
-        return self._run_in_one(kernels.BlockStep, x, positions, cu_seqlens, memory)
-
-    def _run_in_one(
-        self, body: Callable[..., R], x: Tensor, positions: Tensor, cu_seqlens: Tensor, memory: ServingMemory
-    ) -> R:
-        return body(
+        return kernels.BlockStep(
             x,
-            [block.weights() for block in self.blocks],  # type: ignore[operator]
+            [block.weights() for block in self.blocks if isinstance(block, Block)],  # all are: the type isn't known
             positions,
             cu_seqlens,
             memory.slots,

@@ -75,16 +75,16 @@ class Stepper:
     def _backward(self, examples: Examples, memory: Any) -> tuple[float, Any]:
         if not self._adversary:
             loss, memory = self._loss(examples, memory)
-            loss.backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(loss)
             return loss.item(), memory
         before = copy.deepcopy(memory)
         devices = [examples.targets.device] if examples.targets.is_cuda else []
         with torch.random.fork_rng(devices=devices), self._adversary.watching():  # both passes draw the same
             loss, _ = self._loss(examples, before)
-            loss.backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(loss)
         with self._adversary.attacking():
             worst, memory = self._loss(examples, memory)
-            worst.backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(worst)
         return loss.item(), memory
 
     def _loss(self, examples: Examples, memory: Any) -> tuple[Tensor, Any]:

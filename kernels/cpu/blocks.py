@@ -27,7 +27,7 @@ from longrec.kernels.reference.block import BlockWeights
 from longrec.kernels.rotary import rotary_phases
 from longrec.kernels.types import PagedMemory
 
-__all__ = ["BlockStep", "fits_blocks", "prepare_blocks", "run_blocks"]
+__all__ = ["BlockStep", "fits_blocks", "prepare_blocks"]
 
 Call = np.ndarray[Any, Any]
 CPU = torch.device("cpu")
@@ -36,8 +36,8 @@ MIN_SHARED_EVENTS = 64  # of a thread: starting one takes 60 us
 
 
 def fits_blocks(x: torch.Tensor, weights: BlockWeights, pages: torch.Tensor) -> bool:
-    """Whether `run_blocks` takes a network of such blocks over such pages [P, S, Hkv, D]: float32 weights, no gradient,
-    widths that are multiples of 8, pages that the CPU's attention reads."""
+    """Whether a `BlockStep` takes a network of such blocks over such pages [P, S, Hkv, D]: float32 weights, no
+    gradient, widths that are multiples of 8, pages that the CPU's attention reads."""
     num_kv_heads, head_dim = pages.shape[2:]
     dim, heads_dim = weights.out.shape
     return (
@@ -56,22 +56,11 @@ def prepare_blocks(dtype: torch.dtype) -> None:
     _parts(dtype)
 
 
-def run_blocks(
-    x: torch.Tensor,
-    weights: Sequence[BlockWeights],
-    positions: torch.Tensor,
-    cu_seqlens: torch.Tensor,
-    slots: torch.Tensor,
-    memory: Sequence[PagedMemory],
-    *,
-    window: int,
-    rotary_base: float,
-    eps: float,
-    final_norm: torch.Tensor,
-) -> torch.Tensor:
+class BlockStep:
     """New events through all blocks and the norm after them; their keys and values are written into pages.
 
-    For what `fits_blocks` alone, on a CPU. `reference.block.block` says what a block is.
+    For what `fits_blocks` alone, on a CPU. `reference.block.block` says what a block is. What the jitted parts take is
+    packed once: the tensors stay where they are, and steps run over what they hold then.
 
     Events attend to each other's keys and values as pages hold them, so that an answer doesn't depend on which events
     came together. Nothing is checked: offsets, slots and page indices become addresses.
@@ -79,28 +68,10 @@ def run_blocks(
     Uses up to `torch.get_num_threads()` threads, which share the users; the answer's bits don't depend on how many.
 
     Args:
-        x: [T, d] float32. weights, memory: one a block. final_norm: [d], contiguous.
-        positions, slots: [T] int64; cu_seqlens: [B + 1] int32. As in `append_memory` and `segment_attention`.
-
-    Returns:
-        [T, d].
-    """
-    x = x.clone()
-    if not len(x):
-        return x
-    step = BlockStep(
-        x, weights, positions, cu_seqlens, slots, memory,
-        window=window, rotary_base=rotary_base, eps=eps, final_norm=final_norm,
-    )  # fmt: skip
-    step.run(len(x), len(cu_seqlens) - 1)
-    return x
-
-
-class BlockStep:
-    """`run_blocks` over tensors that stay where they are: what the jitted parts take is packed once, not for each step.
-
-    Args:
-        As `run_blocks`, but x is written in place. A step may have fewer events and users than these tensors.
+        x: [T, d] float32; a step writes the states in place.
+        weights, memory: one a block. final_norm: [d], contiguous.
+        positions, slots: [T] int64; cu_seqlens: [B + 1] int32. As in `append_memory` and `segment_attention`. A step
+            may have fewer events and users than these tensors.
     """
 
     def __init__(
@@ -126,7 +97,7 @@ class BlockStep:
         phases = rotary_phases(rotary_base, head_dim, CPU)
         self._floats = max(
             attention_floats(num_heads, head_dim),
-            jitted("block_body").block_floats(dim, qkv[0].numel(), heads_dim, head_dim, hidden_dim) + 64,
+            jitted("block_body").block_floats(dim, qkv.shape[1] * head_dim, heads_dim, head_dim, hidden_dim) + 64,
         )
         self._tensors = (x, qkv, attended, lse2, positions, slots, phases, final_norm)
         self._cu_seqlens = cu_seqlens
@@ -142,6 +113,8 @@ class BlockStep:
 
     def run(self, num_events: int, num_users: int) -> None:
         """The first so many events, which are those of the first so many users."""
+        if not num_events:
+            return
         shares = _shares(self._cu_seqlens, num_events, num_users)
         if len(shares) == 1:
             for end, users in zip(self._ends, self._num_users, strict=True):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import linear, rms_norm, silu
 
-from longrec.kernels import BlockWeights, PagedMemory, fits_blocks, reference, run_blocks
+from longrec.kernels import BlockStep, BlockWeights, PagedMemory, fits_blocks, reference
 from longrec.kernels.reference.block import block
 
 SETTINGS = {"window": 20, "rotary_base": 10_000.0, "eps": 1e-6}
@@ -12,6 +12,13 @@ PAGE_SIZE = 16
 # new events, events in memory
 RAGGED = ((1, 7), (5, 0), (0, 40), (1, 33), (37, 16), (1, 0), (2, 100))
 SINGLE = tuple((1, past) for past in (0, 1, 15, 16, 17, 31, 32, 40, 90))
+
+
+def run_blocks(x, weights, positions, cu_seqlens, slots, memory, **settings):
+    """States of a copy of x."""
+    states = x.clone()
+    BlockStep(states, weights, positions, cu_seqlens, slots, memory, **settings).run(len(x), len(cu_seqlens) - 1)
+    return states
 
 
 class Problem:

@@ -2,18 +2,19 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from longrec.catalogue import Catalogue
-from longrec.client import ArgumentError, Client, Event, Options, RejectedError
+from longrec.client import ArgumentError, Client, Event, Options, Prediction, RejectedError
 from longrec.config import EngineConfig, ModelConfig
 from longrec.modeling import Network, build_network, recompute_scores, save_run
 from longrec.python_backend.engine import Engine
 from longrec.python_backend.event_log.lmdb_log import LmdbLog
-from longrec.python_backend.local import serve_locally
+from longrec.python_backend.local import LocalServer, serve_locally
 from longrec.python_backend.query import Query
 from longrec.schema import EventCategory, EventNumber, Schema, TimeOfDay, Weekday
 from longrec.server.process import Server
@@ -62,8 +63,14 @@ def run(network: Network, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def client(run: Path) -> Iterator[Client]:
-    with serve_locally(run, config=CONFIG) as local, Client(transport=local.transport, timeout_seconds=30) as client:
+def local(run: Path) -> Iterator[LocalServer]:
+    with serve_locally(run, config=CONFIG) as local:
+        yield local
+
+
+@pytest.fixture(scope="module")
+def client(local: LocalServer) -> Iterator[Client]:
+    with Client(transport=local.transport, timeout_seconds=30) as client:
         yield client
 
 
@@ -98,9 +105,9 @@ def scores_of(network: Network, rows: np.ndarray, after: int) -> np.ndarray:
     return scores
 
 
-def check(network: Network, rows: np.ndarray, prediction: object) -> None:
-    scores = scores_of(network, rows, prediction.position)  # type: ignore[attr-defined]
-    found, items = prediction.scores, prediction.items  # type: ignore[attr-defined]
+def check(network: Network, rows: np.ndarray, prediction: Prediction) -> None:
+    scores = scores_of(network, rows, prediction.position)
+    found, items = prediction.scores, prediction.items
     np.testing.assert_allclose(found, np.sort(scores)[::-1][: len(found)], atol=TOLERANCE)
     np.testing.assert_allclose(scores[items], found, atol=TOLERANCE)
 
@@ -201,9 +208,11 @@ def test_a_retry_of_another_context_changes_nothing(client: Client, network: Net
         ({"dwell": "long"}, r"events\[1\].features\['dwell'\]: expected a number, got str"),
     ],
 )
-def test_wrong_features_are_refused_before_anything_is_sent(client: Client, features: object, message: str) -> None:
+def test_wrong_features_are_refused_before_anything_is_sent(
+    client: Client, features: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ArgumentError, match=message):
-        client.append(user="refused", events=[Event(1, 1), Event(2, 2, features=features)])  # type: ignore[arg-type]
+        client.append(user="refused", events=[Event(1, 1), Event(2, 2, features=features)])
     assert client.history_length(user="refused") == 0
 
 
@@ -236,7 +245,7 @@ def test_a_stream_wants_to_know_the_schema_before(run: Path) -> None:
             assert [one.position for one in stream.map([("v", events(history(1, 2)))])] == [2]
 
 
-def test_events_that_are_owed_keep_their_context(client: Client) -> None:
+def test_events_that_are_owed_keep_their_context(local: LocalServer, client: Client) -> None:
     client.schema()
     rows = history(2, 3)
     ledger = client.core.ledger
@@ -250,7 +259,6 @@ def test_events_that_are_owed_keep_their_context(client: Client) -> None:
     back = client.unacknowledged(user="owed")
     client.forget(user="owed")
     client.append(user="given back", events=[Event(e.item, e.time_ms, features=e.features) for e in back])
-    local = client.transports[0]._server  # type: ignore[attr-defined]
     np.testing.assert_array_equal(local.service.log.read(b"given back", 0, 3), rows[:, 1:])
 
 

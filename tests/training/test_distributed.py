@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from longrec.datasets import Dataset
-from longrec.training.packing import pack, share
+from longrec.training.packing import Batch, pack, share
 from longrec.training.recurrence import pack_lanes
 
 PROGRAM = Path(__file__).parent / "ranks.py"
@@ -32,10 +33,10 @@ def test_two_ranks_learn_what_one_process_learns(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [pack, pack_lanes])
-def test_the_ranks_parts_are_the_batch(make: object) -> None:
+def test_the_ranks_parts_are_the_batch(make: Callable[..., list[Batch]]) -> None:
     ends = np.cumsum([9, 4, 30, 2, 17]).astype(np.int64)
     starts = np.concatenate(([0], ends[:-1]))
-    for batch in make(starts, ends, sequence_length=6, batch_events=20, rng=np.random.default_rng(0)):  # type: ignore[operator]
+    for batch in make(starts, ends, sequence_length=6, batch_events=20, rng=np.random.default_rng(0)):
         parts = [share(batch, rank, 3) for rank in range(3)]
         assert sorted(np.concatenate([part.rows for part in parts])) == sorted(batch.rows)
         assert sorted(np.concatenate([part.first for part in parts])) == sorted(batch.first)

@@ -1,6 +1,7 @@
 """Events with features in the log: what was written is read, whatever number of columns each was written with."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -41,11 +42,11 @@ def test_item_and_time_say_which_event_it_is(open_log: Callable[..., object]) ->
     np.testing.assert_array_equal(log.read(b"u", 0, 70), rows)
 
 
-def test_a_log_takes_on_features_and_loses_none(tmp_path: object) -> None:
+def test_a_log_takes_on_features_and_loses_none(tmp_path: Path) -> None:
     """LMDB: models of 0, 2, 1 and 4 features write to and read from the same log, one after the other."""
     whole = np.zeros((0, 6), np.int64)
     for turn, features in enumerate((0, 2, 1, 4, 0, 4)):
-        log = LmdbLog(tmp_path / "log", durability="none", max_bytes=1 << 24, num_features=features)  # type: ignore[operator]
+        log = LmdbLog(tmp_path / "log", durability="none", max_bytes=1 << 24, num_features=features)
         new = events(turn, 50, 2 + features)
         for start in range(0, 50, 10):
             at = len(whole)
@@ -58,12 +59,11 @@ def test_a_log_takes_on_features_and_loses_none(tmp_path: object) -> None:
         log.close()
 
 
-def test_redis_refuses_a_store_of_other_features(redis_server: object) -> None:
+def test_redis_refuses_a_store_of_other_features(redis_server):
     from longrec.python_backend.event_log.redis_log import RedisLog
 
-    url = redis_server.url  # type: ignore[attr-defined]
-    log = RedisLog(url, num_features=2)
+    log = RedisLog(redis_server.url, num_features=2)
     log.append([Append(b"u", 0, events(0, 3, 4))])
     log.close()
     with pytest.raises(DataError, match=r"expected a log of format 2, got 2\+2 .*features"):
-        RedisLog(url)
+        RedisLog(redis_server.url)
