@@ -4,33 +4,23 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import typer
 from safetensors import safe_open
 from safetensors.numpy import load_file
-from typer.testing import CliRunner
 
 from longrec.checkpoint import load_checkpoint
-from longrec.cli.data import data_app
-from longrec.cli.train import train
 from longrec.errors import ArgumentError
 
-app = typer.Typer()
-app.add_typer(data_app, name="data")
-app.command()(train)
+Longrec = Callable[..., str]  # the fixture
+
 
 SMALL = ("--dim", 8, "--layers", 1, "--batch-events", 64, "--learning-rate", 0.02, "--set", "warmup_steps=5")
 
 
-def longrec(*arguments: object) -> str:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return result.stdout
-
-
-def made(folder: Path, name: str, users: range, items: int, step: int = 2) -> Path:
+def made(longrec: Longrec, folder: Path, name: str, users: range, items: int, step: int = 2) -> Path:
     rows = [f"u{u},i{(u + step * n) % items},{100 * n}" for u in users for n in range(6 + u % 5)]
     (folder / f"{name}.csv").write_text("user_id,item_id,timestamp\n" + "\n".join(rows) + "\n")
     longrec("data", "import", folder / f"{name}.csv", "--out", folder / name)
@@ -38,8 +28,8 @@ def made(folder: Path, name: str, users: range, items: int, step: int = 2) -> Pa
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return made(tmp_path_factory.mktemp("data"), "orders", range(30), 9)
+def dataset(tmp_path_factory: pytest.TempPathFactory, longrec: Longrec) -> Path:
+    return made(longrec, tmp_path_factory.mktemp("data"), "orders", range(30), 9)
 
 
 def command(*arguments: object) -> list[str]:
@@ -55,7 +45,9 @@ def epochs_in(snapshot: Path) -> int:
         return done
 
 
-def test_a_run_that_is_killed_and_resumed_has_the_weights_of_one_that_is_not(dataset: Path, tmp_path: Path) -> None:
+def test_a_run_that_is_killed_and_resumed_has_the_weights_of_one_that_is_not(
+    dataset: Path, tmp_path: Path, longrec: Longrec
+) -> None:
     options = (*SMALL, "--epochs", 60, "--set", "ema_decay=0.9", "--set", "validate_every=7", "--seed", 5)
     longrec("train", dataset, "--out", tmp_path / "whole", *options)
     process = subprocess.Popen(command(dataset, "--out", tmp_path / "killed", *options), stdout=subprocess.DEVNULL)
@@ -79,7 +71,7 @@ def test_a_run_that_is_killed_and_resumed_has_the_weights_of_one_that_is_not(dat
         longrec("train", "--resume", tmp_path)
 
 
-def test_options_go_before_settings_of_a_file(dataset: Path, tmp_path: Path) -> None:
+def test_options_go_before_settings_of_a_file(dataset: Path, tmp_path: Path, longrec: Longrec) -> None:
     (tmp_path / "best.json").write_text(
         json.dumps({"model": {"dim": 8, "num_layers": 1}, "train": {"loss": "gbce", "epochs": 9, "dropout": 0.5}})
     )
@@ -90,7 +82,7 @@ def test_options_go_before_settings_of_a_file(dataset: Path, tmp_path: Path) -> 
     assert [training[name] for name in ("loss", "epochs", "dropout", "num_negatives")] == ["gbce", 1, 0.5, 3]
     assert written["model"]["dim"] == 8
     for text, message in (
-        ("lose=gbce", "--set lose: expected one of adversarial, batch_events"),
+        ("lose=gbce", "--set lose: expected one of adversarial, ahead_decay, batch_events"),
         ("loss", "--set loss: expected NAME=VALUE"),
         ("loss=hinge", "loss: expected 'softmax', "),
     ):
@@ -101,7 +93,9 @@ def test_options_go_before_settings_of_a_file(dataset: Path, tmp_path: Path) -> 
         longrec("train", dataset, *config)
 
 
-def test_pretrained_weights_are_fine_tuned_on_another_catalogue(dataset: Path, tmp_path: Path) -> None:
+def test_pretrained_weights_are_fine_tuned_on_another_catalogue(
+    dataset: Path, tmp_path: Path, longrec: Longrec
+) -> None:
     """The second data set lacks two of the items, has three others, and comes in another order."""
     longrec("train", dataset, "--out", tmp_path / "wide", *SMALL, "--epochs", 2, "--pretrain")
     assert json.loads((tmp_path / "wide" / "config.json").read_text())["training"]["validation"] is None
@@ -132,7 +126,7 @@ def _ids(run: Path) -> list[str]:
     return list(Catalogue.load(run / "catalogue.parquet").ids)
 
 
-def test_torchrun_trains_one_network(dataset: Path, tmp_path: Path) -> None:
+def test_torchrun_trains_one_network(dataset: Path, tmp_path: Path, longrec: Longrec) -> None:
     options = (*SMALL, "--epochs", 2, "--dropout", 0, "--set", "item_dropout=0", "--set", "optimizer=sgd")
     longrec("train", dataset, "--out", tmp_path / "one", *options)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
@@ -147,8 +141,8 @@ def test_torchrun_trains_one_network(dataset: Path, tmp_path: Path) -> None:
     [((), False), (("--repeats",), True), (("--repeats", "--family", "gru"), True)],
     ids=str,
 )
-def test_repeats_are_learned_where_that_can_be(
-    tmp_path: Path, dataset: Path, options: tuple[str, ...], expected: bool
+def test_repeats_are_learned_where_they_are_asked_for(
+    tmp_path: Path, dataset: Path, options: tuple[str, ...], expected: bool, longrec: Longrec
 ) -> None:
     longrec("train", dataset, "--out", tmp_path / "run", *SMALL, "--epochs", 1, *options)
     assert load_checkpoint(tmp_path / "run").config.repeats is expected

@@ -1,34 +1,19 @@
 """The road from a file of interactions to figures, through the command line."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import typer
-from typer.testing import CliRunner
 
-from longrec.cli.data import data_app
-from longrec.cli.evaluate import evaluate
-from longrec.cli.export import export
-from longrec.cli.train import train
 from longrec.errors import ArgumentError, DataError
 from longrec.modeling import FAMILIES
 
-app = typer.Typer()
-app.add_typer(data_app, name="data")
-app.command()(train)
-app.command()(evaluate)
-app.command()(export)
-
-
-def longrec(*arguments: object) -> str:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return result.stdout
+Longrec = Callable[..., str]  # the fixture
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def dataset(tmp_path_factory: pytest.TempPathFactory, longrec: Longrec) -> Path:
     folder = tmp_path_factory.mktemp("data")
     rows = [f"u{user},i{(user + 2 * n) % 9},{100 * n}" for user in range(30) for n in range(6 + user % 5)]
     (folder / "orders.csv").write_text("who,what,when\n" + "\n".join(rows) + "\n")
@@ -42,7 +27,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(dataset: Path) -> Path:
+def run(dataset: Path, longrec: Longrec) -> Path:
     out = dataset.parent / "run"
     options = ("--epochs", 4, "--dim", 8, "--layers", 1, "--batch-events", 64, "--learning-rate", 0.02)
     figures = json.loads(longrec("train", dataset, "--out", out, *options, "--json"))
@@ -67,7 +52,7 @@ def test_a_run_folder_holds_the_checkpoint_and_the_record(run: Path) -> None:
     assert json.loads((run / "config.json").read_text())["training"]["dataset"] == "orders"
 
 
-def test_evaluation_reports_both_events_and_agrees_with_training(run: Path, dataset: Path) -> None:
+def test_evaluation_reports_both_events_and_agrees_with_training(run: Path, dataset: Path, longrec: Longrec) -> None:
     figures = json.loads(longrec("evaluate", run, dataset, "--json"))
     recorded = json.loads((run / "config.json").read_text())["training"]["validation"]
     assert figures["validation"] == pytest.approx(recorded)
@@ -75,7 +60,7 @@ def test_evaluation_reports_both_events_and_agrees_with_training(run: Path, data
     assert f"{figures['test']['ndcg@10']:.4f}" in longrec("evaluate", run, dataset)
 
 
-def test_groups_are_printed_and_drawn(run: Path, dataset: Path, tmp_path: Path) -> None:
+def test_groups_are_printed_and_drawn(run: Path, dataset: Path, tmp_path: Path, longrec: Longrec) -> None:
     options = ("--by", "history,popularity,cold", "--cold-events", 6, "--plots", tmp_path)
     found = json.loads(longrec("evaluate", run, dataset, *options, "--json"))
     assert {path.name for path in tmp_path.iterdir()} == {"history.png", "popularity.png", "cold.png"}
@@ -92,7 +77,9 @@ def test_groups_are_printed_and_drawn(run: Path, dataset: Path, tmp_path: Path) 
         longrec("evaluate", run, dataset, "--plots", tmp_path)
 
 
-def test_rollouts_are_evaluated_by_step_on_events_that_were_held_out(run: Path, dataset: Path, tmp_path: Path) -> None:
+def test_rollouts_are_evaluated_by_step_on_events_that_were_held_out(
+    run: Path, dataset: Path, tmp_path: Path, longrec: Longrec
+) -> None:
     figures = json.loads(longrec("evaluate", run, dataset, "--horizon", 2, "--json"))
     assert [step["users"] for step in figures["steps"]] == [30, 30]
     assert figures["steps"][0]["ndcg@10"] == pytest.approx(figures["validation"]["ndcg@10"])  # from the same past
@@ -109,7 +96,9 @@ def test_rollouts_are_evaluated_by_step_on_events_that_were_held_out(run: Path, 
 
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family != "transformer"])
-def test_every_family_is_trained_and_evaluated_and_exported(family: str, dataset: Path, tmp_path: Path) -> None:
+def test_every_family_is_trained_and_evaluated_and_exported(
+    family: str, dataset: Path, tmp_path: Path, longrec: Longrec
+) -> None:
     options = ("--epochs", 2, "--dim", 8, "--layers", 1, "--window", 8, "--batch-events", 64, "--family", family)
     options += ("--sequence-length", 3, "--horizon", 3)
     trained = json.loads(longrec("train", dataset, "--out", tmp_path / "run", *options, "--json"))
@@ -122,7 +111,7 @@ def test_every_family_is_trained_and_evaluated_and_exported(family: str, dataset
     assert (tmp_path / "repository" / "recommender" / "1" / "model.py").exists()
 
 
-def test_a_run_is_not_evaluated_on_another_catalogue(run: Path, tmp_path: Path) -> None:
+def test_a_run_is_not_evaluated_on_another_catalogue(run: Path, tmp_path: Path, longrec: Longrec) -> None:
     (tmp_path / "other.csv").write_text("user_id,item_id,timestamp\nu,a,1\nu,b,2\nu,c,3\n")
     longrec("data", "import", tmp_path / "other.csv", "--out", tmp_path / "other")
     with pytest.raises(DataError, match="expected the 9 items"):
@@ -130,7 +119,7 @@ def test_a_run_is_not_evaluated_on_another_catalogue(run: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("kind", ["long-range", "purchases", "drift"])
-def test_made_data_is_trained_on(tmp_path: Path, kind: str) -> None:
+def test_made_data_is_trained_on(tmp_path: Path, kind: str, longrec: Longrec) -> None:
     longrec("data", "make", kind, "--users", 20, "--events", 60, "--distance", 10, "--out", tmp_path / "data")
     options = ("--epochs", 1, "--dim", 8, "--layers", 1)
     assert json.loads(longrec("train", tmp_path / "data", "--out", tmp_path / "run", *options, "--json"))["epochs"] == 1
@@ -138,7 +127,7 @@ def test_made_data_is_trained_on(tmp_path: Path, kind: str) -> None:
         longrec("data", "make", "walks", "--out", tmp_path)
 
 
-def test_misfit_options_are_named(dataset: Path, tmp_path: Path) -> None:
+def test_misfit_options_are_named(dataset: Path, tmp_path: Path, longrec: Longrec) -> None:
     with pytest.raises(ArgumentError, match="dim: expected"):
         longrec("train", dataset, "--out", tmp_path, "--dim", 7)
     with pytest.raises(ArgumentError, match="epochs"):

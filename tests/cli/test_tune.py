@@ -1,30 +1,16 @@
 """`longrec tune` from a data set to settings that `longrec train` takes."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import typer
-from typer.testing import CliRunner
 
-from longrec.cli.data import data_app
-from longrec.cli.train import train
-from longrec.cli.tune import tune
-
-app = typer.Typer()
-app.add_typer(data_app, name="data")
-app.command()(train)
-app.command()(tune)
-
-
-def longrec(*arguments: object) -> str:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return result.stdout
+Longrec = Callable[..., str]  # the fixture
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def dataset(tmp_path_factory: pytest.TempPathFactory, longrec: Longrec) -> Path:
     folder = tmp_path_factory.mktemp("data")
     rows = [f"u{u},i{(u + 2 * n) % 9},{100 * n}" for u in range(20) for n in range(7)]
     (folder / "orders.csv").write_text("user_id,item_id,timestamp\n" + "\n".join(rows) + "\n")
@@ -32,7 +18,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "orders"
 
 
-def test_the_settings_that_it_writes_train(dataset: Path, tmp_path: Path) -> None:
+def test_the_settings_that_it_writes_train(dataset: Path, tmp_path: Path, longrec: Longrec) -> None:
     options = ["--set", "dim=8", "--set", "num_layers=1", "--set", "epochs=2", "--search", "dropout", "--trials", 2]
     table = longrec("tune", dataset, "--out", tmp_path / "tune", *options)
     assert "2 trials" in table
