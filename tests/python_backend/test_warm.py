@@ -64,6 +64,7 @@ def test_answers_and_memories_are_those_of_the_general_way(engines, batches):
     for engine in engines:
         poison(engine)
         engine.pool.drop_all()
+        engine.pool.evictions = 0
     lengths = {user: engines[0].log.length(user) for user in USERS}
     clock = dict.fromkeys(USERS, 1_700_000_000_000)
     for batch in batches:
@@ -81,7 +82,7 @@ def test_answers_and_memories_are_those_of_the_general_way(engines, batches):
             np.testing.assert_allclose(answer.scores, wanted.scores, atol=1e-4, rtol=0)
         for engine in engines:
             check_pages(engine.pool)
-        if not engines[0].pool.evictions:
+        if not any(engine.pool.evictions for engine in engines):  # a step of both kinds of users evicts sooner
             assert memories(engines[0].pool) == memories(engines[1].pool)
 
 
