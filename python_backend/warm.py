@@ -1,6 +1,6 @@
 """The short way for users whose memories stand right before their new events, on a CPU: what nearly every request is.
 
-A step is four jitted calls and three a block, over buffers of its own, and what they take is packed once. Whoever isn't
+A step is two jitted calls and three a block, over buffers of its own, and what they take is packed once. Whoever isn't
 warm, asks for what needs the memory itself, or comes twice goes through `CatchUp`, whose answers are the same.
 """
 
